@@ -1,0 +1,206 @@
+"""The one optimiser loop. Objectives are functions of the step; the loop knows nothing of what they compute."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from perfusion.checkpoint import load_training_state, save_training_state
+from perfusion.config import OptimiserConfig
+from perfusion.errors import DivergenceError
+from perfusion.seeding import seed_step
+
+__all__ = ["Progress", "TrainingRun", "learning_rate_factor", "train"]
+
+Metrics = dict[str, float]
+Objective = Callable[[int], tuple[Tensor, Metrics]]
+ParameterGroups = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """Where and as what a training run keeps itself.
+
+    Attributes:
+        name: shown in progress lines and used to name random streams, e.g. "reward".
+        seed: root seed of the run.
+        state_dir: folder of the resumable state; None trains without one.
+        key: `run_key` of all that the run depends on; a state with another key is ignored.
+        on_metrics: called with (step, metrics) every `log_every` steps and at the last one.
+        on_sample: called with the step after it completed, for sample pictures; may be slow.
+    """
+
+    name: str
+    seed: int
+    state_dir: Path | None = None
+    key: str = ""
+    on_metrics: Callable[[int, Metrics], None] | None = None
+    on_sample: Callable[[int], None] | None = None
+    sample_steps: frozenset[int] = frozenset()
+
+
+@dataclass
+class Progress:
+    """Progress lines with rate and time to go, on a terminal as a bar that redraws, in a log as a line now and then."""
+
+    name: str
+    total: int
+    start: int = 0
+    every_seconds: float = 5.0
+    _began: float = field(default_factory=time.monotonic)
+    _shown: float = 0.0
+
+    def show(self, done: int, metrics: Mapping[str, float]) -> None:
+        now = time.monotonic()
+        terminal = sys.stderr.isatty()
+        if done < self.total and now - self._shown < (0.2 if terminal else self.every_seconds):
+            return
+        self._shown = now
+        rate = (done - self.start) / max(now - self._began, 1e-9)
+        left = (self.total - done) / rate if rate > 0 else math.inf
+        eta = f"{int(left // 60)}:{int(left % 60):02d}" if math.isfinite(left) else "?"
+        values = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        line = f"{self.name}  {done}/{self.total}  {100 * done / self.total:3.0f}%  eta {eta}  {rate:.2f} it/s  {values}"
+        end = "\n" if not terminal or done == self.total else ""
+        sys.stderr.write(("\r\x1b[2K" if terminal else "") + line + end)
+        sys.stderr.flush()
+
+
+def learning_rate_factor(step: int, config: OptimiserConfig) -> float:
+    """The learning rate at `step` as a share of `config.lr`: linear warm-up from 1/warmup, then the schedule."""
+    if step < config.warmup:
+        return (step + 1) / config.warmup
+    done = (step - config.warmup) / max(1, config.steps - config.warmup)
+    if config.schedule == "constant":
+        return 1.0
+    if config.schedule == "linear":
+        return max(config.final_factor, 1.0 - (1.0 - config.final_factor) * done)
+    return config.final_factor + (1.0 - config.final_factor) * 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def train(
+    run: TrainingRun,
+    modules: Mapping[str, nn.Module],
+    objective: Objective,
+    config: OptimiserConfig,
+    groups: ParameterGroups | None = None,
+    ema: Mapping[str, nn.Module] | None = None,
+) -> Metrics:
+    """Minimise `objective(step)` over the trainable parameters of `modules` with AdamW; resume where a crash left off.
+
+    Args:
+        run: name, seed, state folder and callbacks.
+        modules: the modules that hold trainable parameters, by name; only these are saved for resuming.
+        objective: step -> (scalar loss, metrics). All its randomness must come from the step (see `seeding`): the
+            global generator is seeded per step before the call, so a resumed run is bit-equal to an uninterrupted one.
+        config: steps, learning rate, warm-up, schedule, weight decay, clipping, accumulation.
+        groups: AdamW parameter groups; a group's own "lr" is kept and scaled by the schedule. Default: one group.
+        ema: modules (same names and shapes) that follow an exponential moving average with `config.ema_decay`.
+
+    Returns:
+        The metrics of the last step.
+
+    Raises:
+        DivergenceError: the loss is not finite.
+    """
+    trainable = [p for module in modules.values() for p in module.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(
+        list(groups) if groups is not None else trainable, lr=config.lr, betas=(0.9, config.beta2),
+        weight_decay=config.weight_decay,
+    )  # fmt: skip
+    base_rates = [group["lr"] for group in optimiser.param_groups]
+    state_file = run.state_dir / f"{run.name}.pt" if run.state_dir is not None else None
+    start = _resume(state_file, run, modules, optimiser, ema)
+    progress = Progress(run.name, config.steps, start)
+    if start:
+        sys.stderr.write(f"{run.name}: resuming at step {start} of {config.steps}\n")
+    saved = time.monotonic()
+    metrics: Metrics = {}
+    for step in range(start, config.steps):
+        factor = learning_rate_factor(step, config)
+        for group, rate in zip(optimiser.param_groups, base_rates, strict=True):
+            group["lr"] = rate * factor
+        optimiser.zero_grad(set_to_none=True)
+        for micro in range(config.accumulate):
+            seed_step(run.seed, run.name, step, micro)
+            loss, metrics = objective(step * config.accumulate + micro)
+            if not torch.isfinite(loss):
+                raise DivergenceError(
+                    f"{run.name}: loss is {loss.item()} at step {step}; lower {run.name}.optimiser.lr (now {config.lr:g})"
+                )
+            (loss / config.accumulate).backward()
+        norm = nn.utils.clip_grad_norm_(trainable, config.grad_clip)
+        optimiser.step()
+        _follow(ema, modules, config.ema_decay, step)
+        done = step + 1
+        metrics = {"loss": loss.item(), **metrics, "grad_norm": norm.item(), "lr": config.lr * factor}
+        progress.show(done, metrics)
+        if run.on_metrics is not None and (done % config.log_every == 0 or done == config.steps):
+            run.on_metrics(done, metrics)
+        if run.on_sample is not None and done in run.sample_steps:
+            run.on_sample(done)
+        if state_file is not None and (time.monotonic() - saved > config.checkpoint_seconds or done == config.steps):
+            _save(state_file, run, modules, optimiser, ema, done)
+            saved = time.monotonic()
+    return metrics
+
+
+def _trainable_state(module: nn.Module) -> dict[str, Tensor]:
+    """Trainable parameters and buffers: what training can change."""
+    frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
+    return {name: value for name, value in module.state_dict().items() if name not in frozen}
+
+
+def _save(
+    file: Path, run: TrainingRun, modules: Mapping[str, nn.Module], optimiser: torch.optim.Optimizer,
+    ema: Mapping[str, nn.Module] | None, step: int,
+) -> None:  # fmt: skip
+    save_training_state(
+        file,
+        {
+            "key": run.key,
+            "step": step,
+            "modules": {name: _trainable_state(module) for name, module in modules.items()},
+            "optimiser": optimiser.state_dict(),
+            "ema": {name: module.state_dict() for name, module in (ema or {}).items()},
+        },
+    )
+
+
+def _resume(
+    file: Path | None, run: TrainingRun, modules: Mapping[str, nn.Module], optimiser: torch.optim.Optimizer,
+    ema: Mapping[str, nn.Module] | None,
+) -> int:  # fmt: skip
+    state = load_training_state(file, run.key) if file is not None else None
+    if state is None:
+        return 0
+    for name, module in modules.items():
+        missing, unexpected = module.load_state_dict(state["modules"][name], strict=False)
+        trainable_missing = [key for key in missing if key in _trainable_state(module)]
+        if trainable_missing or unexpected:
+            raise DivergenceError(f"{file}: state does not fit {name}: missing {trainable_missing}, extra {unexpected}")
+    optimiser.load_state_dict(state["optimiser"])
+    for name, module in (ema or {}).items():
+        module.load_state_dict(state["ema"][name])
+    return int(state["step"])
+
+
+@torch.no_grad()
+def _follow(
+    ema: Mapping[str, nn.Module] | None, modules: Mapping[str, nn.Module], decay: float, step: int
+) -> None:
+    """Move each averaged module towards its source; the decay ramps up so that the first steps are forgotten."""
+    if not ema:
+        return
+    weight = 1.0 - min(decay, (1 + step) / (10 + step))
+    for name, averaged in ema.items():
+        for target, source in zip(averaged.parameters(), modules[name].parameters(), strict=True):
+            target.lerp_(source, weight)

@@ -1,0 +1,20 @@
+"""What every test needs before anything else is imported."""
+
+from pathlib import Path
+
+import pytest
+
+from perfusion import torchvision_guard
+
+torchvision_guard.install()
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of optional inputs beside the checkout (real photographs, one pretrained head)."""
+    folder = REPOSITORY.parent / "shared"
+    if not (folder / "data" / "marketplace" / "groups.parquet").exists():
+        pytest.skip("optional inputs are not beside the checkout: ../shared/data/marketplace/groups.parquet is absent")
+    return folder
