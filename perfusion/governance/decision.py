@@ -101,7 +101,8 @@ def decide(
         verdict = "pass"
     order = {"fail": 0, "inconclusive": 1, "pass": 2}
     reasons = [f"{check.verdict}: {check.reason}" for check in sorted(checks, key=lambda check: order[check.verdict])]
-    return Decision(gate, verdict, tuple(reasons or ["inconclusive: nothing was checked"]), dict(statistics), dict(thresholds))
+    reasons = reasons or ["inconclusive: nothing was checked"]
+    return Decision(gate, verdict, tuple(reasons), dict(statistics), dict(thresholds))
 
 
 def at_least(name: str, value: float | None, bound: float, unit: str = "") -> Check:
@@ -121,7 +122,7 @@ def at_most(name: str, value: float | None, bound: float, unit: str = "") -> Che
 
 
 def _plain(value: Any) -> Any:
-    """Plain JSON values: numpy scalars unwrapped, tuples as lists, keys as text, numbers that are not finite as None."""
+    """Plain JSON values: numpy scalars unwrapped, tuples as lists, keys as text; None for what is not finite."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
