@@ -48,6 +48,10 @@ class DataConfig(Section):
     ratios: tuple[int, int, int] = Field((8, 1, 1), description="train : valid : test per user, by record")
     cold_users: Share = Field(0.08, description="share of kept users held out entirely, for cold start")
     max_group_size: Count = Field(16, description="candidates a group may have")
+    max_prompt_chars: Count = Field(2000, description="characters a prompt may have; longer ones are quarantined")
+    max_image_pixels: Count = Field(25_000_000, description="width x height a stored picture may have")
+    max_future_days: Count = Field(366, description="days a record's date may lie ahead of the clock")
+    min_groups: Count = Field(100, description="data gate: least number of valid group records")
     max_bad_share: Share = Field(0.1, description="data gate: largest share of quarantined group records")
     min_coverage: Share = Field(0.5, description="data gate: least share of users with a value, per feature")
     max_drift: Positive = Field(0.25, description="data gate: largest population stability index per feature")
@@ -58,14 +62,24 @@ class ClipConfig(Section):
     """The CLIP backbone: real weights by path or hub id, else a tiny twin trained in the `backbones` stage."""
 
     path: str | None = Field(None, description="directory or hub id of a CLIPModel; None trains the twin")
+    processor: str | None = Field(None, description="directory or hub id of its tokenizer and image processor, if apart")
     sha256: str | None = Field(None, description="expected hash of the weights file; None skips the check")
     optimiser: OptimiserConfig = OptimiserConfig(steps=1400, lr=3e-3, warmup=50)
-    width: Count = 96
-    layers: Count = 3
-    heads: Count = 4
-    patch: Count = 16
-    projection: Count = 64
-    batch_images: Count = 128
+    pictures: Count = Field(20000, description="twin: pictures of the pretraining corpus, where it is rendered")
+    width: Count = Field(96, description="twin: hidden width of both towers")
+    layers: Count = Field(3, description="twin: Transformer layers of each tower")
+    heads: Count = Field(4, description="twin: attention heads of each layer")
+    patch: Count = Field(16, description="twin: side of a picture patch in pixels")
+    projection: Count = Field(64, description="twin: width of the joint embedding, at least the number of phrases")
+    batch_images: Count = Field(128, description="twin: pictures a step")
+    batch_captions: Count = Field(48, description="twin: captions a step")
+    keep_phrases: Share = Field(0.5, description="twin: share of a picture's phrases that a caption keeps")
+    geometry_weight: float = Field(100.0, ge=0.0, description="twin: weight of the squared error of phrase responses")
+    phrase_weight: float = Field(0.33, ge=0.0, description="twin: weight of the cross-entropy inside each family")
+    text_weight: float = Field(3.0, ge=0.0, description="twin: weight of 1 - cosine of captions to their codes")
+    contrastive_weight: float = Field(0.3, ge=0.0, description="twin: weight of CLIP's own contrastive loss")
+    flip: bool = Field(False, description="twin: mirror half of the pictures; for photographs")
+    crop: Share = Field(1.0, description="twin: least side of a random square crop, as a share; 1 never crops")
 
 
 class PickScoreConfig(Section):
@@ -91,12 +105,54 @@ class RewardConfig(Section):
     shuffle_users: bool = Field(False, description="control: permute users' features; must gain nothing")
 
 
-class DiffusionConfig(Section):
-    """The Stable Diffusion backbone: real weights by path or hub id, else a tiny twin."""
+class CodecConfig(Section):
+    """The tiny twin's picture codec: principal components of patches, and a residual decoder."""
 
-    path: str | None = Field(None, description="directory or hub id of a StableDiffusionPipeline")
-    optimiser: OptimiserConfig = OptimiserConfig(steps=1650, lr=1e-3, warmup=50)
+    optimiser: OptimiserConfig = OptimiserConfig(steps=400, lr=2e-3, warmup=20, weight_decay=0.0)
+    batch_images: Count = 16
+    patch: Count = Field(4, description="pixels along a patch; the latent is image_size / patch wide")
+    latent_channels: Count = Field(20, description="components kept of a patch")
+    width: Count = Field(64, description="channels of the decoder's residual network")
+    layers: Count = Field(2, description="residual blocks of the decoder")
+    evenness: Share = Field(0.5, description="0 keeps the components' own sizes, 1 gives each the same")
+    noise: Share = Field(0.2, description="largest standard deviation of noise on the latents the decoder learns from")
+
+
+class TextConfig(Section):
+    """The tiny twin's text encoder: a CLIP text tower trained jointly with the base U-Net, then frozen."""
+
+    width: Count = 64
+    layers: Count = 2
+    heads: Count = 4
+    length: Count = Field(24, description="tokens of an encoded prompt, start and end included")
+
+
+class UNetConfig(Section):
+    """Shape of the tiny twin's UNet2DConditionModel."""
+
+    channels: tuple[int, ...] = Field((64, 96), description="channels per resolution, from the finest")
+    layers_per_block: Count = 2
+    heads: Count = Field(4, description="heads of the cross-attention, which runs at the coarsest resolution only")
+    groups: Count = Field(16, description="groups of the group norms")
+
+
+class DiffusionConfig(Section):
+    """The Stable Diffusion backbone: real weights by path or hub id, else a tiny twin; and how pictures are sampled."""
+
+    path: str | None = Field(None, description="directory or hub id of a StableDiffusionPipeline; None trains the twin")
+    optimiser: OptimiserConfig = OptimiserConfig(steps=1650, lr=1.5e-3, warmup=50, ema_decay=0.995)
     batch_images: Count = 32
+    pictures: Count = Field(12000, description="captioned pictures the twin is pretrained on")
+    caption_keep: Share = Field(0.7, description="share of a picture's phrases that a training caption states")
+    caption_dropout: Share = Field(0.1, description="share of empty training captions, for guidance")
+    codec: CodecConfig = CodecConfig()
+    text: TextConfig = TextConfig()
+    unet: UNetConfig = UNetConfig()
+    prediction: Literal["sample", "epsilon", "v_prediction"] = Field("sample", description="what the twin predicts")
+    weight_floor: Positive = Field(0.1, description="Eq. 1 is weighted by 1 / max(1 - abar, this) for 'sample'")
+    sampling_steps: Count = Field(20, description="default denoising steps")
+    guidance_scale: float = Field(2.0, ge=0.0, description="default weight of the prompt; 1 samples without guidance")
+    eta: Share = Field(0.98, description="default share of fresh noise a step, 0 = DDIM, 1 = DDPM")
 
 
 class EncodeConfig(Section):
@@ -106,10 +162,41 @@ class EncodeConfig(Section):
 
 
 class PreferenceConfig(Section):
-    """One preference-trained arm: DPO (Eq. 19), SFT (Eq. 1) or PerFusion (Eq. 13)."""
+    """What the arms trained on picks share: SFT (Eq. 1), DPO (Eq. 19), PerFusion (Eq. 13). Defaults are the paper's."""
 
     optimiser: OptimiserConfig
-    batch_groups: Count = 14
+    batch_groups: Count = Field(14, description="group records per micro-batch")
+    scale_lr: bool = Field(True, description="multiply lr by accumulate * batch_groups, as the public launchers do")
+    beta: Positive = Field(2000.0, description="strength of the tie to the reference; for means over (C, H, W) (B.3)")
+    beta_pivot: Positive | None = Field(
+        None, description="beta_t = beta clip(snr_t / pivot, floor, 1); None keeps beta constant, as the paper"
+    )
+    beta_floor: Share = Field(0.15, description="least share of beta, near pure noise, where a pivot is given")
+    loss_balance: Share = Field(0.0, description="the loss is multiplied by (beta_t / beta)^-this; 0 in the paper")
+    loser_clamp: Positive | None = Field(
+        None, description="largest beta * gap of an unpicked picture that still earns anything; None, the paper, no limit"
+    )
+    timestep_ranges: tuple[tuple[int, int], ...] = Field(
+        ((0, 1000),), description="noise levels: one half-open range at random, then uniform in it; whole in the paper"
+    )
+    trainable: Literal["full", "decoder"] = Field("full", description="the U-Net's trained part, for SFT and DPO")
+    max_error_ratio: Positive = Field(1.5, description="stop when err_theta / err_ref exceeds this over 20 steps")
+
+
+class GeneratorConfig(PreferenceConfig):
+    """PerFusion (Sec. 4.3): PAN on the frozen, DPO-aligned backbone, trained with the group objective."""
+
+    pan: bool = Field(True, description="ablation: without PAN the U-Net itself is trained, blind to the user")
+    group: bool = Field(True, description="ablation: without the group objective, one pair of each group (Eq. 19)")
+    objective: Literal["paper", "pl_topk"] = Field("paper", description="Eq. 13, or the exact top-set likelihood")
+    reduction: Literal["sum", "mean_pos"] = Field("sum", description="over a group's picked pictures")
+    embedding_dim: Count = Field(16, description="width of each feature embedding")
+    cross_layers: Count = Field(3, description="layers of the cross network (Eq. 2)")
+    cross_norm: bool = Field(False, description="LayerNorm on the cross network's output; off in the paper")
+    user_lr_factor: Positive = Field(1.0, description="learning rate of the user path, relative; 1 in the paper")
+    unknown_dropout: Share = Field(0.0, description="share of training groups whose user id is masked")
+    min_timestep: int = Field(0, ge=0, description="below this noise level PAN is not run; 0 in the paper")
+    user_scale: float = Field(2.0, ge=0.0, description="default weight w of the user in guidance")
 
 
 class EvaluateConfig(Section):
@@ -143,7 +230,7 @@ class Params(Section):
     encode: EncodeConfig = EncodeConfig()
     dpo: PreferenceConfig = PreferenceConfig(optimiser=OptimiserConfig(steps=200, lr=1e-4))
     sft: PreferenceConfig = PreferenceConfig(optimiser=OptimiserConfig(steps=200, lr=1e-4))
-    generator: PreferenceConfig = PreferenceConfig(optimiser=OptimiserConfig(steps=548, lr=3e-4))
+    generator: GeneratorConfig = GeneratorConfig(optimiser=OptimiserConfig(steps=548, lr=3e-4))
     evaluate: EvaluateConfig = EvaluateConfig()
     gates: GatesConfig = GatesConfig()
 
