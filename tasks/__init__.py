@@ -1,0 +1,1 @@
+"""Adapters between the library and the tools: DVC stages, Great Expectations, MLflow, reports."""
