@@ -6,8 +6,8 @@ resamples, which makes differences and ratios of them paired.
 
 Percentile intervals: the statistics here are means and smooth functions of means over tens to hundreds of users, where
 they are near symmetric; percentile bounds stay defined on constant data (a tie is [0, 0]), where BCa is not. Their
-undercoverage with few users (a nominal 95 % covers about 92 % at 20 users and 90 % at 10) is met by `min_clusters`: below
-it the bounds are NaN, and every check that reads them is inconclusive.
+undercoverage with few users (a nominal 95 % covers about 92 % at 20 users and 90 % at 10) is met by `min_clusters`:
+below it the bounds are NaN, and every check that reads them is inconclusive.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ class Interval:
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> Self:
         """The interval written by `to_dict`."""
-        return cls(**{key: math.nan if value is None else value for key, value in record.items()})
+        values: dict[str, Any] = {key: math.nan if value is None else value for key, value in record.items()}
+        return cls(**values)
 
     def __str__(self) -> str:
         bounds = f"[{self.low:.4f}, {self.high:.4f}]" if self.conclusive else "[too few users for bounds]"
