@@ -210,8 +210,19 @@ class EvaluateConfig(Section):
 class GatesConfig(Section):
     """Thresholds of the gates (see docs/operations.md)."""
 
-    reward_min_relative_map_gain: float = Field(0.02, description="PerFusionRM over tuned PickScore")
     confidence: Share = Field(0.95, description="two-sided confidence of every interval")
+    resamples: Count = Field(2000, description="bootstrap resamples over users")
+    min_users: Count = Field(20, description="fewest users for an interval; below it a check is inconclusive")
+    reward_min_relative_map_gain: float = Field(0.02, description="PerFusionRM over tuned PickScore")
+    reward_cold_margin: Share = Field(0.01, description="MAP that cold-start users may lose to tuned PickScore")
+    reward_promotion_margin: Share = Field(0.01, description="MAP a challenger's reward model may lose to the champion's")
+    general_margin: float = Field(
+        0.25, ge=0.0, description="loss allowed on Aesthetic, CLIP Score, PickScore, in standard deviations of a picture"
+    )
+    slice_margin: float = Field(0.25, ge=0.0, description="loss allowed on a slice, in standard deviations of a picture")
+    load_tolerance: float = Field(1e-5, ge=0.0, description="load gate: largest difference relative to max(1, |value|)")
+    max_seconds_per_picture: Positive | None = Field(None, description="promotion: latency budget in seconds")
+    max_memory_mib: Positive | None = Field(None, description="promotion: peak memory budget in MiB")
 
 
 class Params(Section):

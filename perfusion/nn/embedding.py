@@ -29,7 +29,9 @@ class FeatureEmbedding(nn.Module):
     def __init__(self, cardinalities: Sequence[int], dim: int, std: float = 1.0) -> None:
         super().__init__()
         if not cardinalities or min(cardinalities) < 1:
-            raise ConfigError(f"cardinalities {list(cardinalities)}: need at least one feature with at least the unknown id")
+            raise ConfigError(
+                f"cardinalities {list(cardinalities)}: need at least one feature with at least the unknown id"
+            )
         self.cardinalities = tuple(int(count) for count in cardinalities)
         self.dim = dim
         self.std = std

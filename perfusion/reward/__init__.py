@@ -1,0 +1,30 @@
+"""PerFusionRM and the user-blind baseline: which candidate will this merchant pick (Eq. 2-9)."""
+
+from perfusion import torchvision_guard
+
+torchvision_guard.install()
+
+from perfusion.reward.backbones import Backbone, load_clip, twin, weights_hash  # noqa: E402
+from perfusion.reward.losses import (  # noqa: E402
+    cosine_similarity,
+    group_loss,
+    group_loss_minimum,
+    ideal_shares,
+    pickscore_loss,
+    predicted_shares,
+)
+from perfusion.reward.pretrain import pretrain_clip  # noqa: E402
+
+__all__ = [
+    "Backbone",
+    "cosine_similarity",
+    "group_loss",
+    "group_loss_minimum",
+    "ideal_shares",
+    "load_clip",
+    "pickscore_loss",
+    "predicted_shares",
+    "pretrain_clip",
+    "twin",
+    "weights_hash",
+]
