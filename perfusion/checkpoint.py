@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 __all__ = ["atomic_write", "load_training_state", "run_key", "save_training_state"]
 
 
@@ -36,6 +34,8 @@ def atomic_write(path: Path, data: bytes) -> None:
 
 def save_training_state(path: Path, state: Mapping[str, Any]) -> None:
     """Save a (nested) mapping of tensors and plain values atomically."""
+    import torch  # here, so that writing a file atomically does not cost a second of import
+
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -52,5 +52,7 @@ def load_training_state(path: Path, key: str) -> dict[str, Any] | None:
     """
     if not path.exists():
         return None
+    import torch
+
     state = torch.load(path, map_location="cpu", weights_only=True)
     return state if state.get("key") == key else None
