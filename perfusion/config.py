@@ -131,7 +131,7 @@ class UNetConfig(Section):
     """Shape of the tiny twin's UNet2DConditionModel."""
 
     channels: tuple[int, ...] = Field((64, 96), description="channels per resolution, from the finest")
-    layers_per_block: Count = 2
+    layers_per_block: Count = 1
     heads: Count = Field(4, description="heads of the cross-attention, which runs at the coarsest resolution only")
     groups: Count = Field(16, description="groups of the group norms")
 
@@ -215,12 +215,12 @@ class GatesConfig(Section):
     min_users: Count = Field(20, description="fewest users for an interval; below it a check is inconclusive")
     reward_min_relative_map_gain: float = Field(0.02, description="PerFusionRM over tuned PickScore")
     reward_cold_margin: Share = Field(0.01, description="MAP that cold-start users may lose to tuned PickScore")
-    reward_promotion_margin: Share = Field(0.01, description="MAP a challenger's reward model may lose to the champion's")
+    reward_promotion_margin: Share = Field(0.01, description="MAP a challenger may lose to the champion")
     general_margin: float = Field(
-        0.25, ge=0.0, description="loss allowed on Aesthetic, CLIP Score, PickScore, in standard deviations of a picture"
+        0.25, ge=0.0, description="loss allowed on Aesthetic, CLIP Score and PickScore, in standard deviations"
     )
-    slice_margin: float = Field(0.25, ge=0.0, description="loss allowed on a slice, in standard deviations of a picture")
-    load_tolerance: float = Field(1e-5, ge=0.0, description="load gate: largest difference relative to max(1, |value|)")
+    slice_margin: float = Field(0.25, ge=0.0, description="loss allowed on a slice, in standard deviations")
+    load_tolerance: float = Field(1e-5, ge=0.0, description="largest difference relative to max(1, |value|)")
     max_seconds_per_picture: Positive | None = Field(None, description="promotion: latency budget in seconds")
     max_memory_mib: Positive | None = Field(None, description="promotion: peak memory budget in MiB")
 

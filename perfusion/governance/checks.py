@@ -1,0 +1,68 @@
+"""Checks that gates share: superiority and non-inferiority of an interval, equality of numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+from perfusion.config import GatesConfig
+from perfusion.errors import GateError
+from perfusion.governance.decision import Check, at_most
+from perfusion.statistics import Interval
+
+__all__ = ["above", "interval_options", "need_columns", "not_below", "same_numbers"]
+
+
+def above(name: str, interval: Interval, bound: float = 0.0) -> Check:
+    """Superiority: pass above the bound, fail at or under it, inconclusive when the interval straddles it."""
+    if not interval.conclusive:
+        return _unknown(name, interval)
+    reason = f"{name} is {interval}, needs a lower bound above {bound:g}"
+    if interval.low > bound:
+        return Check(name, "pass", reason)
+    return Check(name, "fail" if interval.high <= bound else "inconclusive", reason)
+
+
+def not_below(name: str, interval: Interval, margin: float) -> Check:
+    """Non-inferiority: pass when the lower bound is above -margin, fail when the whole interval is below it."""
+    if not interval.conclusive:
+        return _unknown(name, interval)
+    reason = f"{name} is {interval}, may be {margin:g} worse at most"
+    if interval.low >= -margin:
+        return Check(name, "pass", reason)
+    return Check(name, "fail" if interval.high < -margin else "inconclusive", reason)
+
+
+def same_numbers(name: str, expected: ArrayLike, found: ArrayLike, tolerance: float) -> tuple[Check, float]:
+    """Equal shape, finite, and equal within the tolerance relative to max(1, |expected|)."""
+    left, right = np.asarray(expected, dtype=np.float64), np.asarray(found, dtype=np.float64)
+    if left.shape != right.shape:
+        return Check(
+            name, "fail", f"{name}: shape {right.shape} after reloading, {left.shape} when evaluated"
+        ), math.nan
+    if left.size == 0 or not np.isfinite(left).all() or not np.isfinite(right).all():
+        return Check(name, "inconclusive", f"{name}: empty or not finite, nothing to compare"), math.nan
+    difference = float((np.abs(left - right) / np.maximum(1.0, np.abs(left))).max())
+    return at_most(f"{name}: relative difference after reloading", difference, tolerance), difference
+
+
+def interval_options(config: GatesConfig, seed: int) -> dict[str, Any]:
+    return {
+        "confidence": config.confidence, "resamples": config.resamples, "seed": seed, "min_clusters": config.min_users,
+    }  # fmt: skip
+
+
+def need_columns(table: pd.DataFrame, columns: Sequence[str], where: str) -> None:
+    missing = [name for name in columns if name not in table]
+    if missing:
+        raise GateError(f"{where}: the table has no column {', '.join(missing)}; it has {', '.join(map(str, table))}")
+
+
+def _unknown(name: str, interval: Interval) -> Check:
+    cause = "a score is missing or NaN" if math.isnan(interval.mean) else "too few users for an interval"
+    return Check(name, "inconclusive", f"{name}: {cause} ({interval.clusters} users, {interval.records} records)")
