@@ -1,0 +1,198 @@
+"""Pictures: decoding what merchants upload, whatever its mode, and refusing what could do harm."""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from perfusion.errors import DataError
+
+__all__ = ["FORMATS", "MAX_PIXELS", "ImageStore", "decode_image", "encode_png", "is_safe_id"]
+
+MAX_PIXELS = 50_000_000
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+_SAFE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,199}")
+_OPEN_PARTS = 4
+
+
+def is_safe_id(image_id: str) -> bool:
+    """Whether an image id may become a file name: letters, digits, `_`, `-`, `.`; no `..`, no leading dot, <= 200."""
+    return _SAFE_ID.fullmatch(image_id) is not None and ".." not in image_id
+
+
+def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode one picture to RGB: turned as its EXIF tag says, transparency over white, 16-bit greys scaled to 8.
+
+    Args:
+        data: the encoded bytes, in one of `FORMATS`.
+        name: shown in errors, usually the image id.
+        max_pixels: larger pictures are refused from their header, before any pixel is decoded.
+
+    Raises:
+        DataError: not a picture, truncated, too large, or in a mode without a defined brightness.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+        pixels = image.width * image.height
+        if pixels <= max_pixels:
+            image.load()
+            return _rgb(ImageOps.exif_transpose(image), name)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        pixels = None
+    except (OSError, ValueError, SyntaxError, EOFError, KeyError, TypeError, struct.error, OverflowError) as error:
+        raise DataError(
+            f"image {name!r}: {len(data)} bytes that no decoder accepts ({error}); upload it again as PNG or JPEG"
+        ) from None
+    size = "far more" if pixels is None else f"{pixels:,}"
+    raise DataError(f"image {name!r}: {size} pixels, the limit is {max_pixels:,}; scale it down before the upload")
+
+
+def _rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode == "F":
+        raise DataError(
+            f"image {name!r}: floating-point pixels have no agreed brightness; save it with 8 bits a channel"
+        )
+    if image.mode.startswith("I"):
+        grey = np.asarray(image).astype(np.int64)
+        return Image.fromarray(np.clip(grey >> 8, 0, 255).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        clear = image.convert("RGBA")
+        paper = Image.new("RGBA", clear.size, (255, 255, 255, 255))
+        return Image.alpha_composite(paper, clear).convert("RGB")
+    return image.convert("RGB")
+
+
+def encode_png(pixels: np.ndarray) -> bytes:
+    """(H, W, 3) uint8 -> PNG, at the fastest compression (pictures here are small and many)."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+class ImageStore:
+    """The pictures of a dataset: `images/part-*.parquet` with columns image_id and image, read when asked for.
+
+    Attributes:
+        problems: image id -> why it is not served as stored (unsafe name, no bytes, or a second picture of that name).
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        self.files = sorted(self.folder.glob("part-*.parquet"))
+        self.problems: dict[str, str] = {}
+        self._where: dict[str, tuple[int, int]] = {}
+        self._parts: dict[int, pa.ChunkedArray] = {}
+        if not self.files:
+            raise DataError(
+                f"{self.folder}: no part-*.parquet here; a dataset keeps its pictures in images/part-*.parquet"
+            )
+        for part, file in enumerate(self.files):
+            self._index(part, file)
+
+    def _index(self, part: int, file: Path) -> None:
+        _check_columns(file)
+        ids = pq.read_table(file, columns=["image_id"]).column(0).to_pylist()
+        for row, image_id in enumerate(ids):
+            if image_id is None:
+                self.problems["null"] = f"{file.name} row {row}: no image_id"
+            elif not is_safe_id(image_id):
+                self.problems[image_id] = f"{file.name} row {row}: {image_id[:80]!r} cannot be a file name"
+            elif image_id in self._where:
+                self.problems[image_id] = (
+                    f"{file.name} row {row}: {image_id!r} was stored before; the first one is used"
+                )
+            else:
+                self._where[image_id] = (part, row)
+
+    def __contains__(self, image_id: object) -> bool:
+        return image_id in self._where
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+    def ids(self) -> list[str]:
+        """Every id served, in stored order."""
+        return list(self._where)
+
+    def encoded(self, ids: Sequence[str]) -> list[bytes]:
+        """The stored bytes of pictures, in the order asked.
+
+        Raises:
+            DataError: an id is unknown, or its bytes are null.
+        """
+        absent = [image_id for image_id in ids if image_id not in self._where]
+        if absent:
+            raise DataError(f"{self.folder}: {len(absent)} of {len(ids)} pictures absent, first {absent[0]!r}")
+        found: list[bytes] = [b""] * len(ids)
+        by_part: dict[int, list[int]] = {}
+        for position, image_id in enumerate(ids):
+            by_part.setdefault(self._where[image_id][0], []).append(position)
+        for part, positions in by_part.items():
+            rows = [self._where[ids[position]][1] for position in positions]
+            for position, data in zip(positions, self._column(part).take(pa.array(rows)).to_pylist(), strict=True):
+                if data is None:
+                    raise DataError(f"{self.files[part]}: image {ids[position]!r} has no bytes")
+                found[position] = data
+        return found
+
+    def pixels(self, ids: Sequence[str], size: int) -> Tensor:
+        """Decoded pictures, (n, 3, size, size) uint8 RGB; one that is not square is padded in its border's colour.
+
+        Raises:
+            DataError: see `encoded` and `decode_image`.
+        """
+        pixels = np.empty((len(ids), size, size, 3), np.uint8)
+        for start in range(0, len(ids), 4096):
+            chunk = ids[start : start + 4096]
+            for row, (image_id, data) in enumerate(zip(chunk, self.encoded(chunk), strict=True), start):
+                pixels[row] = np.asarray(_squared(decode_image(data, image_id), size))
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+
+    def _column(self, part: int) -> pa.ChunkedArray:
+        if part not in self._parts:
+            while len(self._parts) >= _OPEN_PARTS:
+                self._parts.pop(next(iter(self._parts)))
+            self._parts[part] = pq.read_table(self.files[part], columns=["image"]).column(0)
+        return self._parts[part]
+
+
+def _squared(image: Image.Image, size: int) -> Image.Image:
+    if image.size == (size, size):
+        return image
+    if image.width == image.height:
+        return image.resize((size, size), Image.Resampling.BICUBIC)
+    border = tuple(int(value) for value in np.median(_border(np.asarray(image)), axis=0))
+    return ImageOps.pad(image, (size, size), Image.Resampling.BICUBIC, color=border)
+
+
+def _border(pixels: np.ndarray) -> np.ndarray:
+    return np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+
+
+def _check_columns(file: Path) -> None:
+    try:
+        schema = pq.read_schema(file)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{file}: not a readable parquet file ({error})") from None
+    if schema.names != ["image_id", "image"] and set(schema.names) != {"image_id", "image"}:
+        raise DataError(f"{file}: columns {schema.names}, want image_id (string) and image (binary)")
+    text, data = schema.field("image_id").type, schema.field("image").type
+    if not (pa.types.is_string(text) or pa.types.is_large_string(text)):
+        raise DataError(f"{file}: column image_id is {text}, want string")
+    if not (pa.types.is_binary(data) or pa.types.is_large_binary(data)):
+        raise DataError(f"{file}: column image is {data}, want binary (the encoded bytes)")
