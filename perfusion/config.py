@@ -49,7 +49,7 @@ class DataConfig(Section):
     cold_users: Share = Field(0.08, description="share of kept users held out entirely, for cold start")
     max_group_size: Count = Field(16, description="candidates a group may have")
     max_prompt_chars: Count = Field(2000, description="characters a prompt may have; longer ones are quarantined")
-    max_image_pixels: Count = Field(25_000_000, description="width x height a stored picture may have")
+    max_image_pixels: Count = Field(25_000_000, le=50_000_000, description="width x height a stored picture may have")
     max_future_days: Count = Field(366, description="days a record's date may lie ahead of the clock")
     min_groups: Count = Field(100, description="data gate: least number of valid group records")
     max_bad_share: Share = Field(0.1, description="data gate: largest share of quarantined group records")
@@ -86,54 +86,33 @@ class PickScoreConfig(Section):
     """The user-blind baseline: CLIP tuned on the same picks (Table 2, 'PickScore ... tuned on both datasets')."""
 
     optimiser: OptimiserConfig = OptimiserConfig(steps=200, lr=1e-4, warmup=20)
-    batch_groups: Count = 64
+    batch_groups: Count = Field(64, description="groups a step")
+    evaluate_every: Count = Field(25, description="steps between measurements of valid GAUC; the best weights are kept")
+    evaluate_groups: Count = Field(512, description="valid groups measured, at most")
 
 
 class RewardConfig(Section):
     """PerFusionRM (Eq. 2-9)."""
 
     optimiser: OptimiserConfig = OptimiserConfig(steps=450, lr=3e-3, warmup=30, weight_decay=0.1)
-    batch_groups: Count = 64
+    batch_groups: Count = Field(64, description="groups a step; 128 in App. B.3")
+    backbone: Literal["pickscore", "clip"] = Field("pickscore", description="frozen towers; PickScore in App. B.3")
     variant: Literal["full", "shared", "vision_only", "text_only"] = Field("full", description="Fig. 5")
     embedding_dim: Count = Field(16, description="width of each feature embedding")
+    embedding_std: Positive = Field(1.0, description="standard deviation of the initial embeddings")
     cross_layers: Count = Field(3, description="layers of the cross network (Eq. 2)")
     cross_norm: bool = Field(True, description="LayerNorm on the cross network's output; off in the paper")
     adaptive_hidden: Count = Field(128, description="hidden width of AdaNet (Eq. 4)")
-    vision_lr_factor: Positive = Field(0.15, description="learning rate of vision AdaNets, relative")
-    unknown_dropout: Share = Field(0.5, description="share of training records whose user id is masked")
-    scale: Literal["frozen", "one"] = Field("frozen", description="temperature in Eq. 8; 'one' is the literal form")
+    vision_lr_factor: Positive = Field(0.15, description="learning rate of vision AdaNets, relative; 1 in the paper")
+    unknown_dropout: Share = Field(0.5, description="share of training records whose user id is masked; 0 in the paper")
+    scale: Literal["frozen", "learned", "one"] = Field(
+        "frozen", description="temperature in Eq. 8: the backbone's, a trained one, or none, the literal form"
+    )
+    shuffle_phrases: bool = Field(True, description="shuffle the phrases of prompts in training (Sec. 6.4)")
     shuffle_users: bool = Field(False, description="control: permute users' features; must gain nothing")
-
-
-class CodecConfig(Section):
-    """The tiny twin's picture codec: principal components of patches, and a residual decoder."""
-
-    optimiser: OptimiserConfig = OptimiserConfig(steps=400, lr=2e-3, warmup=20, weight_decay=0.0)
-    batch_images: Count = 16
-    patch: Count = Field(4, description="pixels along a patch; the latent is image_size / patch wide")
-    latent_channels: Count = Field(20, description="components kept of a patch")
-    width: Count = Field(64, description="channels of the decoder's residual network")
-    layers: Count = Field(2, description="residual blocks of the decoder")
-    evenness: Share = Field(0.5, description="0 keeps the components' own sizes, 1 gives each the same")
-    noise: Share = Field(0.2, description="largest standard deviation of noise on the latents the decoder learns from")
-
-
-class TextConfig(Section):
-    """The tiny twin's text encoder: a CLIP text tower trained jointly with the base U-Net, then frozen."""
-
-    width: Count = 64
-    layers: Count = 2
-    heads: Count = 4
-    length: Count = Field(24, description="tokens of an encoded prompt, start and end included")
-
-
-class UNetConfig(Section):
-    """Shape of the tiny twin's UNet2DConditionModel."""
-
-    channels: tuple[int, ...] = Field((64, 96), description="channels per resolution, from the finest")
-    layers_per_block: Count = 1
-    heads: Count = Field(4, description="heads of the cross-attention, which runs at the coarsest resolution only")
-    groups: Count = Field(16, description="groups of the group norms")
+    evaluate_every: Count = Field(50, description="steps between measurements of valid loss and GAUC")
+    evaluate_groups: Count = Field(512, description="valid groups measured, at most")
+    keep: Literal["best", "last"] = Field("best", description="weights kept: of the best valid loss, or the last")
 
 
 class DiffusionConfig(Section):

@@ -1,8 +1,11 @@
-"""The personalised plug-in: feature embeddings, crossing (Eq. 2) and the adaptive networks of one tower (Eq. 4)."""
+"""The personalised plug-in: feature embeddings, crossing (Eq. 2) and the adaptive networks of a tower (Eq. 4).
+
+Legend: B users, F features, D width and L layers of a tower.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +14,7 @@ from perfusion.nn.adaptive import AdaptiveNetwork
 from perfusion.nn.crossing import CrossNetwork
 from perfusion.nn.embedding import FeatureEmbedding
 
-__all__ = ["PersonalPlugIn", "UserEncoder"]
+__all__ = ["AdaptiveStack", "PersonalPlugIn", "UserEncoder"]
 
 
 class UserEncoder(nn.Module):
@@ -47,25 +50,46 @@ class UserEncoder(nn.Module):
         return self.crossing(self.embedding(users))
 
 
-class PersonalPlugIn(nn.Module):
-    """u -> one vector before attention and one before the feed-forward network of every layer of a tower (Eq. 4).
+class AdaptiveStack(nn.Module):
+    """The 2L adaptive networks of one tower (Eq. 4).
 
     Args:
-        encoder: the user encoder; pass the same one to two plug-ins to share it between towers.
-        hidden: hidden width of the adaptive networks.
+        width: width of u.
+        hidden: hidden width of the networks.
         tower_width: D, hidden width of the tower.
-        tower_layers: L, its layers; there are 2L adaptive networks.
+        tower_layers: L, its layers.
     """
 
-    def __init__(self, encoder: UserEncoder, hidden: int, tower_width: int, tower_layers: int) -> None:
+    def __init__(self, width: int, hidden: int, tower_width: int, tower_layers: int) -> None:
         super().__init__()
-        self.encoder = encoder
-        self.attn = nn.ModuleList(AdaptiveNetwork(encoder.width, hidden, tower_width) for _ in range(tower_layers))
-        self.ffn = nn.ModuleList(AdaptiveNetwork(encoder.width, hidden, tower_width) for _ in range(tower_layers))
+        self.attn = nn.ModuleList(AdaptiveNetwork(width, hidden, tower_width) for _ in range(tower_layers))
+        self.ffn = nn.ModuleList(AdaptiveNetwork(width, hidden, tower_width) for _ in range(tower_layers))
 
-    def forward(self, users: Tensor) -> Tensor:
-        """Knowledge of shape (B, L, 2, D): [:, l, 0] is u_attn^l, [:, l, 1] is u_ffn^l."""
-        u = self.encoder(users)
+    def forward(self, u: Tensor) -> Tensor:
+        """Knowledge of shape (B, L, 2, D) from u (B, width): [:, l, 0] is u_attn^l, [:, l, 1] is u_ffn^l (Eq. 4)."""
         attn = torch.stack([network(u) for network in self.attn], dim=1)
         ffn = torch.stack([network(u) for network in self.ffn], dim=1)
         return torch.stack([attn, ffn], dim=2)
+
+
+class PersonalPlugIn(nn.Module):
+    """The personalised plug-in of one tower, or of several that share it (Fig. 3).
+
+    Args:
+        encoder: features -> u.
+        hidden: hidden width of the adaptive networks.
+        towers: name of each tower served -> (D, L), its width and layers. Towers of equal size share all networks;
+            of unequal size (ViT-H: 24 layers of 1024 and 32 of 1280) they share the encoder, as far as sharing can go.
+    """
+
+    def __init__(self, encoder: UserEncoder, hidden: int, towers: Mapping[str, tuple[int, int]]) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self._stack = {name: f"{width}x{layers}" for name, (width, layers) in towers.items()}
+        self.adaptive = nn.ModuleDict(
+            {f"{width}x{layers}": AdaptiveStack(encoder.width, hidden, width, layers) for width, layers in towers.values()}
+        )
+
+    def forward(self, users: Tensor, tower: str) -> Tensor:
+        """Knowledge for `tower` about `users` (B, F): (B, L, 2, D)."""
+        return self.adaptive[self._stack[tower]](self.encoder(users))

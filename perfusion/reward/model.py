@@ -1,0 +1,274 @@
+"""PerFusionRM: a frozen CLIP whose two towers are told, layer by layer, for whom they look (Fig. 3, Eq. 2-6).
+
+Legend: B groups, N candidates of a group, R rows (existing candidates of all groups), F user features, T tokens,
+L layers and D width of a tower, P width of the joint embedding.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoImageProcessor, AutoTokenizer, CLIPConfig, CLIPModel, PreTrainedConfig, PreTrainedModel
+
+from perfusion.config import RewardConfig
+from perfusion.data import FeatureEncoder
+from perfusion.errors import ConfigError, DataError, WeightsError
+from perfusion.nn import AdaptiveNetwork, CrossNetwork, FeatureEmbedding, PersonalPlugIn, UserEncoder
+from perfusion.nn.injection import make_injectable
+from perfusion.reward.backbones import Backbone
+from perfusion.reward.card import write_card
+from perfusion.reward.losses import cosine_similarity
+
+__all__ = ["PerFusionRM", "PerFusionRMConfig"]
+
+Tower = Literal["text", "vision"]
+VARIANTS: dict[str, dict[str, tuple[Tower, ...]]] = {  # plug-in -> towers it serves
+    "full": {"text": ("text",), "vision": ("vision",)},
+    "shared": {"both": ("text", "vision")},
+    "vision_only": {"vision": ("vision",)},
+    "text_only": {"text": ("text",)},
+}
+_FEATURES = "features.json"
+
+
+class PerFusionRMConfig(PreTrainedConfig):
+    """Sizes of a PerFusionRM, saved as config.json.
+
+    Attributes:
+        backbone_config: the CLIP backbone's configuration.
+        cardinalities: ids of each user feature, the unknown id 0 included.
+        variant: which towers get a plug-in, and whether it is one (Fig. 5).
+        scale: "frozen" scores exp(logit_scale) * cosine, "learned" trains that scale, "one" is the plain cosine.
+        embedding_dim, embedding_std, cross_layers, cross_norm, adaptive_hidden: see `perfusion.config.RewardConfig`.
+    """
+
+    model_type = "perfusion_rm"
+    sub_configs: ClassVar[dict[str, type]] = {"backbone_config": CLIPConfig}
+
+    backbone_config: dict[str, Any] | PreTrainedConfig | None = None
+    cardinalities: list[int] | tuple[int, ...] = (1,)
+    variant: str = "full"
+    scale: str = "frozen"
+    embedding_dim: int = 16
+    embedding_std: float = 1.0
+    cross_layers: int = 3
+    cross_norm: bool = False
+    adaptive_hidden: int = 128
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if not isinstance(self.backbone_config, PreTrainedConfig):
+            self.backbone_config = CLIPConfig(**(self.backbone_config or {}))
+        self.cardinalities = list(self.cardinalities)
+        super().__post_init__(**kwargs)
+
+
+class PerFusionRM(PreTrainedModel):
+    """The personalised reward model (Eq. 2-6). Build it with `from_backbone` or `from_pretrained`.
+
+    The backbone is frozen; only the plug-ins train. `users=None` is the plain backbone, user-blind, bit for bit.
+
+    Attributes:
+        tokenizer, processor: the backbone's; None until attached by one of the two builders.
+        encoder: raw user features -> ids; None if the model was trained on bare ids.
+    """
+
+    config_class = PerFusionRMConfig
+    base_model_prefix = "perfusion_rm"
+    main_input_name = "pixel_values"
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _no_split_modules: ClassVar[list[str]] = ["PersonalEncoderLayer"]
+
+    def __init__(self, config: PerFusionRMConfig) -> None:
+        super().__init__(config)
+        if config.variant not in VARIANTS:
+            raise ConfigError(f"variant = {config.variant!r}: known are {', '.join(VARIANTS)}")
+        self.backbone = CLIPModel._from_config(config.backbone_config)
+        make_injectable(self.backbone.text_model)
+        make_injectable(self.backbone.vision_model)
+        self.backbone.requires_grad_(False)
+        self.plugins = nn.ModuleDict(_plugins(config))
+        if config.scale == "learned":
+            self.log_scale = nn.Parameter(torch.tensor(float(config.backbone_config.logit_scale_init_value)))
+        self.tokenizer: Any = None
+        self.processor: Any = None
+        self.encoder: FeatureEncoder | None = None
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Each part knows its own beginning; a part read from a file is not begun again."""
+        if isinstance(module, FeatureEmbedding | CrossNetwork | AdaptiveNetwork):
+            module.reset_parameters()
+
+    @classmethod
+    def from_backbone(
+        cls, backbone: Backbone, cardinalities: Sequence[int], config: RewardConfig, encoder: FeatureEncoder | None = None
+    ) -> Self:
+        """A new model around `backbone`, whose weights are copied. Plug-in weights come from torch's global generator."""
+        model = cls(
+            PerFusionRMConfig(
+                backbone_config=backbone.clip.config.to_dict(),
+                cardinalities=list(cardinalities),
+                variant=config.variant,
+                scale=config.scale,
+                embedding_dim=config.embedding_dim,
+                embedding_std=config.embedding_std,
+                cross_layers=config.cross_layers,
+                cross_norm=config.cross_norm,
+                adaptive_hidden=config.adaptive_hidden,
+            )
+        )
+        model.backbone.load_state_dict(backbone.clip.state_dict())
+        if config.scale == "learned":
+            model.log_scale.data.copy_(backbone.clip.logit_scale.data)
+        model.tokenizer, model.processor, model.encoder = backbone.tokenizer, backbone.processor, encoder
+        return model
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of the plug-ins; the frozen backbone stays in evaluation mode."""
+        super().train(mode)
+        self.backbone.eval()
+        return self
+
+    @property
+    def scale(self) -> Tensor:
+        """Factor of the cosine, a scalar."""
+        if self.config.scale == "one":
+            return torch.ones((), device=self.device)
+        return (self.log_scale if self.config.scale == "learned" else self.backbone.logit_scale).exp()
+
+    @property
+    def blind(self) -> Backbone:
+        """The user-blind backbone with its helpers."""
+        return Backbone(self.backbone, self.tokenizer, self.processor)
+
+    def knowledge(self, tower: Tower, users: Tensor | None) -> Tensor | None:
+        """What `tower` is told about `users` (B, F): (B, L, 2, D), or None for no plug-in or no users (Eq. 4)."""
+        if users is None:
+            return None
+        for name, towers in VARIANTS[self.config.variant].items():
+            if tower in towers:
+                return self.plugins[name](users, tower)
+        return None
+
+    def text_embeds(self, input_ids: Tensor, attention_mask: Tensor, users: Tensor | None) -> Tensor:
+        """v_text^u, (B, P), not normalised; one per group."""
+        knowledge = self.knowledge("text", users)
+        return self.backbone.get_text_features(
+            input_ids=input_ids, attention_mask=attention_mask, knowledge=knowledge
+        ).pooler_output
+
+    def image_embeds(self, pixel_values: Tensor, users: Tensor | None, group: Tensor) -> Tensor:
+        """v_image^u, (R, P), not normalised; the plug-in runs once per group, `group` (R,) says whose a row is."""
+        knowledge = self.knowledge("vision", users)
+        return self.backbone.get_image_features(
+            pixel_values=pixel_values, knowledge=None if knowledge is None else knowledge[group]
+        ).pooler_output
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor, group: Tensor, users: Tensor | None = None
+    ) -> Tensor:
+        """Scores scale * cosine of R candidates, (R,) (Eq. 6).
+
+        Args:
+            input_ids, attention_mask: (B, T), one prompt per group.
+            pixel_values: (R, 3, S, S), prepared.
+            group: (R,) long, the group of each candidate.
+            users: (B, F) long; None for user-blind.
+        """
+        text = self.text_embeds(input_ids, attention_mask, users)
+        image = self.image_embeds(pixel_values, users, group)
+        return self.scale * cosine_similarity(text[group], image)
+
+    @torch.no_grad()
+    def score(
+        self, prompts: Sequence[str], pixels: Tensor, users: Tensor | None = None, batch_groups: int = 64
+    ) -> Tensor:
+        """Scores of every candidate of every group, in units of scale * cosine.
+
+        Args:
+            prompts: B prompts of comma-joined phrases.
+            pixels: (B, N, 3, H, W) uint8; resized to the tower's input.
+            users: (B, F) feature ids; None for user-blind.
+            batch_groups: groups a pass.
+
+        Returns:
+            (B, N) float32 on the CPU.
+
+        Raises:
+            DataError: the three do not speak of the same number of groups.
+        """
+        if pixels.ndim != 5 or len(prompts) != len(pixels) or (users is not None and len(users) != len(prompts)):
+            raise DataError(
+                f"{len(prompts)} prompts, pixels {tuple(pixels.shape)}, users {None if users is None else len(users)}: "
+                "need B prompts, pixels (B, N, 3, H, W) and B users"
+            )
+        if not prompts:
+            return torch.empty(pixels.shape[:2])
+        self.eval()
+        parts = []
+        for start in range(0, len(prompts), batch_groups):
+            rows = slice(start, start + batch_groups)
+            part = pixels[rows].to(self.device)
+            group = torch.arange(len(part), device=self.device).repeat_interleave(part.shape[1])
+            tokens = self.blind.tokens(prompts[rows])
+            ids = None if users is None else users[rows].to(self.device)
+            scores = self(tokens.input_ids, tokens.attention_mask, self.blind.prepare(part.flatten(0, 1)), group, ids)
+            parts.append(scores.view(part.shape[:2]).float().cpu())
+        return torch.cat(parts)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Write all that `from_pretrained` needs: weights, config, tokenizer, image processor, features.json, card."""
+        super().save_pretrained(save_directory, **kwargs)
+        folder = Path(save_directory)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)
+            self.processor.save_pretrained(folder)
+        if self.encoder is not None:
+            self.encoder.save(folder / _FEATURES)
+        write_card(self, folder)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Self:
+        """Load a model written by `save_pretrained`, in evaluation mode.
+
+        Raises:
+            WeightsError: the folder is absent or not a PerFusionRM.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        if not (folder / "config.json").is_file():
+            raise WeightsError(f"{folder}: no PerFusionRM here (config.json is absent); run the reward stage first")
+        try:
+            model = super().from_pretrained(folder, *args, **kwargs)
+            model.tokenizer = AutoTokenizer.from_pretrained(folder)
+            model.processor = AutoImageProcessor.from_pretrained(folder)
+        except (OSError, ValueError) as error:
+            raise WeightsError(f"{folder}: not a complete PerFusionRM: {error}; run the reward stage again") from error
+        if (folder / _FEATURES).is_file():
+            model.encoder = FeatureEncoder.load(folder / _FEATURES)
+        return model
+
+
+def _plugins(config: PerFusionRMConfig) -> dict[str, PersonalPlugIn]:
+    """The plug-ins of the variant, by the tower they serve; "both" serves the two (Fig. 5)."""
+    clip = config.backbone_config
+    sizes = {
+        "text": (clip.text_config.hidden_size, clip.text_config.num_hidden_layers),
+        "vision": (clip.vision_config.hidden_size, clip.vision_config.num_hidden_layers),
+    }
+    return {
+        name: PersonalPlugIn(
+            UserEncoder(
+                config.cardinalities, config.embedding_dim, config.cross_layers, config.cross_norm, config.embedding_std
+            ),
+            config.adaptive_hidden,
+            {tower: sizes[tower] for tower in towers},
+        )
+        for name, towers in VARIANTS[config.variant].items()
+    }
