@@ -1,0 +1,256 @@
+"""The stages of dvc.yaml: `python -m tasks.stages NAME` reads paths, calls the library and writes what came of it.
+
+Each adapter is a few lines; heavy imports happen only in the stage that needs them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from perfusion.errors import PerFusionError
+from tasks.livelog import append_record
+from tasks.process import cpu_environment, die_with_parent
+from tasks.stage_run import StageRun, begin_stage, record_seconds, whole, write_metrics
+from tasks.workspace import Workspace, open_workspace
+
+if TYPE_CHECKING:
+    from perfusion.data import Corpus, GroupTable
+
+__all__ = ["STAGES", "main"]
+
+Metrics = dict[str, Any]
+EXPECTED_FAILURE = 2  # exit code of a failure that its message explains
+
+
+def validate(run: StageRun) -> Metrics:
+    """Check the dataset against the layout; what is wrong goes to quarantine."""
+    from tasks.validation import validate as validate_dataset
+
+    paths = run.workspace
+    accepted = paths.accepted if paths.accepted.exists() else None
+    with whole(paths.valid, paths.quarantine) as (valid, quarantine):
+        return validate_dataset(paths.data, run.params.data, accepted, valid, quarantine)
+
+
+def split(run: StageRun) -> Metrics:
+    """Filter users and records, and split the rest."""
+    from perfusion.data import split_dataset
+
+    with whole(run.workspace.split) as (out,):
+        return split_dataset(run.workspace.valid, run.params.data, out, seed=run.params.seed)
+
+
+def backbones(run: StageRun) -> Metrics:
+    """Train CLIP and diffusion twins side by side, one process and one thread set each, or resolve real weights."""
+    children = {
+        part: subprocess.Popen([sys.executable, "-m", "tasks.stages", run.name, "--part", part], cwd=run.workspace.root)
+        for part in PART_STAGES
+    }
+    failed: dict[str, int] = {}
+    try:
+        while not failed and any(child.poll() is None for child in children.values()):
+            time.sleep(0.1)
+            failed = {part: child.returncode for part, child in children.items() if child.poll()}
+    finally:
+        for child in children.values():
+            if child.poll() is None:
+                child.kill()
+            child.wait()
+    if failed:
+        raise PartError("; ".join(f"{part} {_how_it_ended(code)}" for part, code in failed.items()))
+    return {part: json.loads((run.state / f"{part}.json").read_text()) for part in PART_STAGES}
+
+
+def _how_it_ended(code: int) -> str:
+    return f"was killed by signal {-code}" if code < 0 else f"failed with exit code {code}"
+
+
+def clip_part(run: StageRun) -> Metrics:
+    """The CLIP backbone: given weights, checked; else a twin trained on captioned pictures."""
+    from perfusion.reward import load_clip, pretrain_clip
+
+    config = run.params.clip
+    with whole(run.workspace.clip) as (out,):
+        if config.path is not None:
+            load_clip(config.path, config.sha256, config.processor).save(out)
+            return {}
+        pictures = _corpus(run, config.pictures)
+        return pretrain_clip(pictures, config, out, run.training("clip", config.optimiser))
+
+
+def diffusion_part(run: StageRun) -> Metrics:
+    """The diffusion backbone: given weights, checked; else a twin trained on captioned pictures."""
+    from perfusion.generation import pretrain_diffusion, save_backbone
+    from perfusion.generation.backbone import load_backbone
+
+    config = run.params.diffusion
+    with whole(run.workspace.diffusion) as (out,):
+        if config.path is not None:
+            save_backbone(load_backbone(config.path), config, out)
+            return {}
+        pictures = _corpus(run, config.pictures)
+        return pretrain_diffusion(pictures, config, out, run.training("diffusion", config.optimiser))
+
+
+def pickscore(run: StageRun) -> Metrics:
+    """Tune the user-blind baseline on the same picks."""
+    from perfusion.reward import train_pickscore
+
+    config = run.params.pickscore
+    with whole(run.workspace.pickscore) as (out,):
+        training = run.training("pickscore", config.optimiser)
+        return train_pickscore(_tables(run), run.workspace.clip, config, out, training)
+
+
+def reward(run: StageRun) -> Metrics:
+    """Train PerFusionRM."""
+    from perfusion.reward import train_reward
+
+    config = run.params.reward
+    with whole(run.workspace.reward) as (out,):
+        return train_reward(_tables(run), run.workspace.clip, config, out, run.training("reward", config.optimiser))
+
+
+def evaluate_reward(run: StageRun) -> Metrics:
+    """Rank held-out groups with every scorer."""
+    from perfusion.evaluation import evaluate_reward as evaluate
+
+    with whole(run.workspace.reward_evaluation) as (out,):
+        return evaluate(run.workspace, run.params, out)
+
+
+def encode(run: StageRun) -> Metrics:
+    """Latents of all pictures and embeddings of all prompts, once."""
+    from perfusion.generation import encode as encode_tables
+
+    with whole(run.workspace.encode) as (out,):
+        return encode_tables(_tables(run), run.workspace.diffusion, run.params.encode, out)
+
+
+def dpo(run: StageRun) -> Metrics:
+    """Align the backbone with picks in general (Eq. 19), blind to the user: the warm start."""
+    from perfusion.generation import train_dpo
+
+    paths, config = run.workspace, run.params.dpo
+    with whole(paths.dpo) as (out,):
+        return train_dpo(paths.encode, paths.diffusion, config, out, run.training("dpo", config.optimiser))
+
+
+def sft(run: StageRun) -> Metrics:
+    """Fine-tune the backbone on picked pictures (Eq. 1): a baseline."""
+    from perfusion.generation import train_sft
+
+    paths, config = run.workspace, run.params.sft
+    with whole(paths.sft) as (out,):
+        return train_sft(paths.encode, paths.diffusion, config, out, run.training("sft", config.optimiser))
+
+
+def generator(run: StageRun) -> Metrics:
+    """Train PerFusion (Eq. 13) on the aligned backbone."""
+    from perfusion.generation import train_generator
+
+    paths, config = run.workspace, run.params.generator
+    with whole(paths.generator) as (out,):
+        training = run.training("generator", config.optimiser)
+        return train_generator(paths.encode, paths.diffusion, paths.dpo, config, out, training)
+
+
+def evaluate_generator(run: StageRun) -> Metrics:
+    """Draw pictures with every arm for the same users, prompts and seeds, and judge them."""
+    from perfusion.evaluation import evaluate_generator as evaluate
+
+    with whole(run.workspace.generator_evaluation) as (out,):
+        return evaluate(run.workspace, run.params, out)
+
+
+STAGES: dict[str, Callable[[StageRun], Metrics]] = {
+    "validate": validate,
+    "split": split,
+    "backbones": backbones,
+    "pickscore": pickscore,
+    "reward": reward,
+    "evaluate-reward": evaluate_reward,
+    "encode": encode,
+    "dpo": dpo,
+    "sft": sft,
+    "generator": generator,
+    "evaluate-generator": evaluate_generator,
+}
+
+
+PART_STAGES: dict[str, Callable[[StageRun], Metrics]] = {"clip": clip_part, "diffusion": diffusion_part}
+
+
+class PartError(PerFusionError):
+    """A part of a stage, in a process of its own, failed; unless it was killed it has told why in the stage's log."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one stage in the workspace of the current folder; returns 0, 1 for a defect, or 2 for what it explains."""
+    parser = argparse.ArgumentParser(prog="python -m tasks.stages", description="Run one stage of dvc.yaml here.")
+    parser.add_argument("name", choices=STAGES)
+    parser.add_argument("--part", choices=PART_STAGES, help="only this part of the stage (backbones)")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an explained failure too")
+    options = parser.parse_args(arguments)
+    die_with_parent()
+    workspace = open_workspace(Path.cwd())
+    began = time.monotonic()
+    try:
+        os.environ.update(cpu_environment(workspace.params().threads))
+        run = begin_stage(options.name, workspace, anew=options.part is None)
+        if options.part is not None:
+            metrics = PART_STAGES[options.part](run)
+            write_metrics(run.state / f"{options.part}.json", metrics)
+        else:
+            metrics = STAGES[options.name](run)
+            write_metrics(workspace.metrics(options.name), metrics)
+            shutil.rmtree(run.state, ignore_errors=True)
+    except Exception as error:
+        return _explain(workspace, options.name, error, options.debug)
+    record_seconds(workspace, options.part or options.name, time.monotonic() - began)
+    return 0
+
+
+def _explain(workspace: Workspace, stage: str, error: Exception, debug: bool) -> int:
+    """Tell why a stage failed, on the screen and as the last line of its log."""
+    expected = isinstance(error, PerFusionError)
+    if not isinstance(error, PartError):
+        append_record(
+            workspace.log(stage), error=type(error).__name__, message=str(error) or repr(error), expected=expected
+        )  # fmt: skip
+    if debug or not expected:
+        traceback.print_exception(error)
+    print(f"{stage}: {error}", file=sys.stderr, flush=True)
+    return EXPECTED_FAILURE if expected else 1
+
+
+def _tables(run: StageRun) -> dict[str, GroupTable]:
+    from perfusion.data import load_tables
+
+    return load_tables(run.workspace.data, run.workspace.split, run.params.data.image_size)
+
+
+def _corpus(run: StageRun, pictures: int) -> Corpus:
+    """Captioned pictures for the twins: rendered anew for the sample world, the dataset's own otherwise."""
+    size = run.params.data.image_size
+    if (run.workspace.data / "world.json").exists():
+        from perfusion.world import corpus
+
+        return corpus(pictures, run.params.seed, size)
+    from perfusion.data import dataset_corpus, read_dataset
+
+    return dataset_corpus(read_dataset(run.workspace.data), size)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
