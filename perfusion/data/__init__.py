@@ -15,7 +15,7 @@ from perfusion.data.layout import (
 )
 from perfusion.data.pictures import ImageStore, decode_image, encode_png, is_safe_id
 from perfusion.data.prompts import phrases, shuffle_phrases
-from perfusion.data.splitting import SPLITS, prepare_split, split_records
+from perfusion.data.splitting import SPLITS, split_dataset, split_records
 from perfusion.data.statistics import table_one
 from perfusion.data.tables import GroupTable, load_tables
 
@@ -35,11 +35,11 @@ __all__ = [
     "is_safe_id",
     "load_tables",
     "phrases",
-    "prepare_split",
     "read_dataset",
     "read_groups",
     "read_users",
     "shuffle_phrases",
+    "split_dataset",
     "split_records",
     "table_one",
     "write_dataset",

@@ -12,7 +12,7 @@ from perfusion.data.filtering import filter_users
 from perfusion.data.layout import read_groups, read_users, write_table
 from perfusion.data.statistics import table_one
 
-__all__ = ["SPLITS", "prepare_split", "split_records"]
+__all__ = ["SPLITS", "split_dataset", "split_records"]
 
 SPLITS = ("train", "valid", "test", "cold", "few")
 
@@ -44,7 +44,7 @@ def split_records(
     return groups.assign(split=pd.Series(split, index=groups.index, dtype="str"))
 
 
-def prepare_split(valid_dir: Path, config: DataConfig, out_dir: Path) -> dict[str, object]:
+def split_dataset(valid_dir: Path, config: DataConfig, out_dir: Path, seed: int = 0) -> dict[str, object]:
     """Filter and split the clean tables of `valid_dir` into `out_dir`; the counts add up to what came in.
 
     Returns:
@@ -56,7 +56,7 @@ def prepare_split(valid_dir: Path, config: DataConfig, out_dir: Path) -> dict[st
     """
     users, groups = read_users(valid_dir / "users.parquet"), read_groups(valid_dir / "groups.parquet")
     filtered = filter_users(groups, config.min_records)
-    kept = split_records(filtered.kept, config.ratios, config.cold_users)
+    kept = split_records(filtered.kept, config.ratios, config.cold_users, salt=f"perfusion/{seed}")
     few = filtered.few.assign(split="few")
     records = pd.concat([kept, few], ignore_index=True) if len(few) else kept
     write_table(out_dir / "users.parquet", users[users["user_id"].isin(records["user_id"])])
