@@ -35,7 +35,8 @@ class TrainingRun:
         state_dir: folder of the resumable state; None trains without one.
         key: `run_key` of all that the run depends on; a state with another key is ignored.
         on_metrics: called with (step, metrics) every `log_every` steps and at the last one.
-        on_sample: called with the step after it completed, for sample pictures; may be slow.
+        on_sample: called with the step after it completed, at `sample_steps`; may be slow.
+        on_pictures: called with (step, uint8 pictures (n, 3, S, S)) by trainings that draw samples at `sample_steps`.
     """
 
     name: str
@@ -44,6 +45,7 @@ class TrainingRun:
     key: str = ""
     on_metrics: Callable[[int, Metrics], None] | None = None
     on_sample: Callable[[int], None] | None = None
+    on_pictures: Callable[[int, Tensor], None] | None = None
     sample_steps: frozenset[int] = frozenset()
 
 
