@@ -13,7 +13,7 @@ from perfusion.data.layout import (
     write_dataset,
     write_table,
 )
-from perfusion.data.pictures import ImageStore, decode_image, encode_png, is_safe_id
+from perfusion.data.pictures import ImageStore, decode_image, decode_pixels, encode_png, is_safe_id
 from perfusion.data.prompts import phrases, shuffle_phrases
 from perfusion.data.splitting import SPLITS, split_dataset, split_records
 from perfusion.data.statistics import table_one
@@ -30,6 +30,7 @@ __all__ = [
     "ImageStore",
     "content_hash",
     "decode_image",
+    "decode_pixels",
     "encode_png",
     "filter_users",
     "is_safe_id",

@@ -6,7 +6,7 @@ import io
 import re
 import struct
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from perfusion.errors import DataError
 
-__all__ = ["FORMATS", "MAX_PIXELS", "ImageStore", "decode_image", "encode_png", "is_safe_id"]
+__all__ = ["FORMATS", "MAX_PIXELS", "ImageStore", "decode_image", "decode_pixels", "encode_png", "is_safe_id"]
 
 MAX_PIXELS = 50_000_000
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
@@ -75,6 +75,20 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
         paper = Image.new("RGBA", clear.size, (255, 255, 255, 255))
         return Image.alpha_composite(paper, clear).convert("RGB")
     return image.convert("RGB")
+
+
+def decode_pixels(named: Iterable[tuple[str, bytes]], count: int, size: int) -> Tensor:
+    """Decode `count` pictures, given as (name, encoded bytes): (count, 3, size, size) uint8 RGB.
+
+    A picture that is not square is padded in its border's colour.
+
+    Raises:
+        DataError: see `decode_image`.
+    """
+    pixels = np.empty((count, size, size, 3), np.uint8)
+    for row, (name, data) in enumerate(named):
+        pixels[row] = np.asarray(_squared(decode_image(data, name), size))
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
@@ -156,12 +170,9 @@ class ImageStore:
         Raises:
             DataError: see `encoded` and `decode_image`.
         """
-        pixels = np.empty((len(ids), size, size, 3), np.uint8)
-        for start in range(0, len(ids), 4096):
-            chunk = ids[start : start + 4096]
-            for row, (image_id, data) in enumerate(zip(chunk, self.encoded(chunk), strict=True), start):
-                pixels[row] = np.asarray(_squared(decode_image(data, image_id), size))
-        return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+        chunks = (ids[start : start + 4096] for start in range(0, len(ids), 4096))
+        named = ((image_id, data) for chunk in chunks for image_id, data in zip(chunk, self.encoded(chunk), strict=True))
+        return decode_pixels(named, len(ids), size)
 
     def _column(self, part: int) -> pa.ChunkedArray:
         if part not in self._parts:
