@@ -16,6 +16,7 @@ __all__ = ["OptimiserConfig", "Params", "Section", "load_params"]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
+ScorerName = Literal["aesthetic", "clip_score", "pickscore", "perfusion_rm"]
 
 
 class Section(BaseModel):
@@ -115,6 +116,45 @@ class RewardConfig(Section):
     keep: Literal["best", "last"] = Field("best", description="weights kept: of the best valid loss, or the last")
 
 
+class CodecConfig(Section):
+    """The tiny twin's picture codec: principal components of patches, and a residual decoder."""
+
+    optimiser: OptimiserConfig = OptimiserConfig(steps=400, lr=2e-3, warmup=20, weight_decay=0.0)
+    batch_images: Count = 16
+    patch: Count = Field(4, description="pixels along a patch; the latent is image_size / patch wide")
+    latent_channels: Count = Field(20, description="components kept of a patch")
+    width: Count = Field(64, description="channels of the decoder's residual network")
+    layers: Count = Field(2, description="residual blocks of the decoder")
+    evenness: Share = Field(0.5, description="0 keeps the components' own sizes, 1 gives each the same")
+    noise: Share = Field(0.2, description="largest standard deviation of noise on the latents the decoder learns from")
+
+
+class TextConfig(Section):
+    """The tiny twin's text encoder: a CLIP text tower trained jointly with the base U-Net, then frozen."""
+
+    width: Count = 64
+    layers: Count = 2
+    heads: Count = 4
+    length: Count = Field(24, description="tokens of an encoded prompt, start and end included")
+
+
+class UNetConfig(Section):
+    """Shape of the tiny twin's UNet2DConditionModel."""
+
+    channels: tuple[int, ...] = Field((64, 96), description="channels per resolution, from the finest")
+    layers_per_block: Count = 1
+    heads: Count = Field(4, description="heads of the cross-attention, which runs at the coarsest resolution only")
+    groups: Count = Field(16, description="groups of the group norms")
+
+
+class SamplingConfig(Section):
+    """Defaults of drawing pictures, saved with the weights."""
+
+    steps: Count = Field(20, description="denoising steps; best a divisor of 1000")
+    guidance_scale: float = Field(2.0, ge=0.0, description="weight g of the prompt; 1 samples without guidance")
+    eta: Share = Field(0.98, description="fresh noise per step: 0 = DDIM, 1 = DDPM (1 is undefined at zero terminal SNR)")
+
+
 class DiffusionConfig(Section):
     """The Stable Diffusion backbone: real weights by path or hub id, else a tiny twin; and how pictures are sampled."""
 
@@ -129,15 +169,14 @@ class DiffusionConfig(Section):
     unet: UNetConfig = UNetConfig()
     prediction: Literal["sample", "epsilon", "v_prediction"] = Field("sample", description="what the twin predicts")
     weight_floor: Positive = Field(0.1, description="Eq. 1 is weighted by 1 / max(1 - abar, this) for 'sample'")
-    sampling_steps: Count = Field(20, description="default denoising steps")
-    guidance_scale: float = Field(2.0, ge=0.0, description="default weight of the prompt; 1 samples without guidance")
-    eta: Share = Field(0.98, description="default share of fresh noise a step, 0 = DDIM, 1 = DDPM")
+    sampling: SamplingConfig = SamplingConfig()
 
 
 class EncodeConfig(Section):
     """Cached latents and text embeddings."""
 
     batch_images: Count = 256
+    orders: Count = Field(4, description="shuffled orders of its phrases in which a prompt is encoded (Sec. 6.4)")
 
 
 class PreferenceConfig(Section):
@@ -159,6 +198,7 @@ class PreferenceConfig(Section):
         ((0, 1000),), description="noise levels: one half-open range at random, then uniform in it; whole in the paper"
     )
     trainable: Literal["full", "decoder"] = Field("full", description="the U-Net's trained part, for SFT and DPO")
+    weight_floor: Positive = Field(0.1, description="SFT: as in diffusion.weight_floor")
     max_error_ratio: Positive = Field(1.5, description="stop when err_theta / err_ref exceeds this over 20 steps")
 
 
@@ -179,11 +219,26 @@ class GeneratorConfig(PreferenceConfig):
 
 
 class EvaluateConfig(Section):
-    """Offline evaluation of generated pictures."""
+    """Offline evaluation of the reward model and of generated pictures."""
 
     pairs: Count = Field(320, description="held-out (user, prompt) pairs")
+    pictures: Count = Field(1, description="pictures of each pair and arm, from different noise")
     steps: Count = Field(20, description="sampling steps")
+    batch_pictures: Count = Field(32, description="pictures sampled at a time")
     bootstrap: Count = Field(2000, description="resamples over users")
+    sheet_users: Count = Field(8, description="rows of the contact sheet")
+    scorers: tuple[ScorerName, ...] = Field(
+        ("aesthetic", "clip_score", "pickscore", "perfusion_rm"), description="families of perfusion.scorers"
+    )
+    aesthetic_clip: str | None = Field(
+        None, description="directory or hub id of openai/clip-vit-large-patch14; None takes the twin"
+    )
+    aesthetic_head: str | None = Field(
+        None, description="path of sac+logos+ava1-l14-linearMSE.pth; None fits the twin's head"
+    )
+    clip_score_clip: str | None = Field(
+        None, description="directory or hub id of the CLIP of CLIP Score; None takes the backbone"
+    )
 
 
 class GatesConfig(Section):
@@ -198,7 +253,8 @@ class GatesConfig(Section):
     general_margin: float = Field(
         0.25, ge=0.0, description="loss allowed on Aesthetic, CLIP Score and PickScore, in standard deviations"
     )
-    slice_margin: float = Field(0.25, ge=0.0, description="loss allowed on a slice, in standard deviations")
+    slice_margin: float = Field(0.5, ge=0.0, description="loss allowed on a slice, in standard deviations")
+    slice_min_users: Count = Field(60, description="a slice with fewer users is reported and not judged")
     load_tolerance: float = Field(1e-5, ge=0.0, description="largest difference relative to max(1, |value|)")
     max_seconds_per_picture: Positive | None = Field(None, description="promotion: latency budget in seconds")
     max_memory_mib: Positive | None = Field(None, description="promotion: peak memory budget in MiB")

@@ -145,7 +145,7 @@ def _slices(paired: pd.DataFrame, config: GatesConfig, options: dict[str, Any]) 
             name = f"{column}={value}"
             gain = _standardised(part, "perfusion_rm", options)
             statistics[name] = gain.to_dict()
-            if gain.clusters >= config.min_users:
+            if gain.clusters >= config.slice_min_users:
                 checks.append(not_below(f"perfusion_rm on {name}, in standard deviations,", gain, config.slice_margin))
     return checks, statistics
 
