@@ -171,7 +171,7 @@ class ImageStore:
             DataError: see `encoded` and `decode_image`.
         """
         chunks = (ids[start : start + 4096] for start in range(0, len(ids), 4096))
-        named = ((image_id, data) for chunk in chunks for image_id, data in zip(chunk, self.encoded(chunk), strict=True))
+        named = (pair for chunk in chunks for pair in zip(chunk, self.encoded(chunk), strict=True))
         return decode_pixels(named, len(ids), size)
 
     def _column(self, part: int) -> pa.ChunkedArray:
