@@ -1,0 +1,276 @@
+"""Validate a dataset: bad rows to quarantine with record, rule and value; clean tables for the stages that follow.
+
+A fault of the whole dataset (a file, a column, a type) raises a DataError. A fault of a row costs that row: a group is set
+aside when anything it needs is broken, its user and its pictures included. Groups without a comparison (one candidate,
+nothing picked, everything picked) are whole records that teach nothing: they stay valid, are counted, and the filter of
+the next stage drops them by reason.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from perfusion.checkpoint import atomic_write
+from perfusion.config import DataConfig
+from perfusion.data import GROUP_COLUMNS, write_table
+from perfusion.errors import DataError
+from perfusion.governance import drift
+from tasks.validation_facts import (
+    candidate_facts,
+    failed_rows,
+    group_facts,
+    image_states,
+    picture_facts,
+    text_features,
+    user_facts,
+    user_states,
+)
+from tasks.validation_pictures import Pictures, check_pictures
+from tasks.validation_reading import Table, as_text, read_groups, read_users
+from tasks.validation_rules import Failures, candidate_rules, group_rules, judge, picture_rules, user_rules
+
+__all__ = ["accept", "validate"]
+
+PROFILE = "profile.json"
+EXAMPLES = 3
+
+
+def validate(
+    data_dir: Path,
+    config: DataConfig,
+    accepted: Path | None,
+    valid_dir: Path,
+    quarantine_dir: Path,
+    *,
+    now: datetime | None = None,
+) -> dict[str, Any]:
+    """Judge every row of a dataset; write valid/{users,groups}.parquet, valid/profile.json and quarantine/*.parquet.
+
+    Args:
+        data_dir: a dataset in the layout of `perfusion.data`.
+        config: the limits.
+        accepted: profile of the last accepted data (see `accept`); None or absent: nothing was accepted before.
+        valid_dir: replaced as a whole.
+        quarantine_dir: replaced as a whole: users, groups, images (record_id, rule, value, file, row). A row that breaks
+            several rules has an entry for each and is counted once.
+        now: the clock, naive UTC, for dates that lie in the future.
+
+    Returns:
+        The report, plain JSON values: groups_in = quarantined + valid, and the same for users and images; rules (table,
+        rule, column, checked, failed, examples, remedy); coverage, drift, unseen_categories, schema_changes, coercions,
+        ignored_columns, no_comparison, seconds.
+
+    Raises:
+        DataError: a file, a column or a type is not what the layout asks for, or a table is empty; nothing is written.
+    """
+    began = time.monotonic()
+    now = now or datetime.now(UTC).replace(tzinfo=None)
+    before = _read_profile(accepted)
+    data_dir = Path(data_dir)
+    users, groups = _read_tables(data_dir)
+    pictures = check_pictures(data_dir, _referenced(groups.frame), config.max_image_pixels)
+
+    user_failures = _judge_users(users)
+    picture_failures = judge(picture_facts(pictures), picture_rules(config))
+    group_failures = _judge_groups(
+        groups, config, now, user_states(users.frame, user_failures), image_states(pictures.frame, picture_failures)
+    )
+    bad_users, bad_groups, bad_images = map(failed_rows, (user_failures, group_failures, picture_failures))
+    clean_users = users.frame.drop(index=bad_users).reset_index(drop=True)
+    clean_groups = groups.frame.drop(index=bad_groups).reset_index(drop=True)[list(GROUP_COLUMNS)]
+    quarantine = {
+        "users": _entries(users.frame["user_id"], user_failures, users.file),
+        "groups": _entries(groups.frame["record_id"], group_failures, groups.file),
+        "images": _picture_entries(pictures, picture_failures),
+    }
+    _write(valid_dir, quarantine_dir, clean_users, clean_groups, quarantine)
+    failures = {"users": user_failures, "groups": group_failures, "images": picture_failures}
+    report = {
+        "groups_in": len(groups.frame),
+        "quarantined": len(bad_groups),
+        "valid": len(clean_groups),
+        "users_in": len(users.frame),
+        "users_quarantined": len(bad_users),
+        "users_valid": len(clean_users),
+        "images_in": len(pictures.frame),
+        "images_decoded": int(pictures.frame["referenced"].sum()),
+        "images_quarantined": len(bad_images),
+        "images_parts": pictures.parts,
+        "no_comparison": _no_comparison(clean_groups),
+        "rules": [row for table, found in failures.items() for row in _rule_rows(table, found, quarantine[table])],
+        "coercions": [asdict(item) for item in (*users.coercions, *groups.coercions, *pictures.coercions)],
+        "ignored_columns": {table.file: table.ignored for table in (users, groups) if table.ignored},
+        "coverage": _coverage(clean_users),
+        **_comparison(before, clean_users, clean_groups),
+        "seconds": round(time.monotonic() - began, 2),
+    }
+    for whole, bad, good in (("groups_in", "quarantined", "valid"), ("users_in", "users_quarantined", "users_valid")):
+        if report[whole] != report[bad] + report[good]:
+            raise RuntimeError(f"{whole} {report[whole]} is not {bad} {report[bad]} + {good} {report[good]}")
+    return report
+
+
+def accept(valid_dir: Path, accepted: Path) -> None:
+    """Remember the data just validated as the last accepted data: what the next run's drift is measured against."""
+    atomic_write(Path(accepted), (Path(valid_dir) / PROFILE).read_bytes())
+
+
+def _read_profile(accepted: Path | None) -> dict[str, Any] | None:
+    if accepted is None or not Path(accepted).exists():
+        return None
+    try:
+        profile = json.loads(Path(accepted).read_text())
+        if not {"users", "groups", "features", "variables"} <= set(profile):
+            raise ValueError(f"keys {sorted(profile)}")
+        return profile
+    except (ValueError, TypeError) as error:
+        raise DataError(
+            f"{accepted}: not a profile of accepted data ({as_text(str(error))}); delete it to compare with nothing once"
+        ) from None
+
+
+def _read_tables(root: Path) -> tuple[Table, Table]:
+    """Both tables; the faults of both are told in one error."""
+    found: list[Table] = []
+    problems: list[str] = []
+    for read in (read_users, read_groups):
+        try:
+            found.append(read(root))
+        except DataError as error:
+            problems.append(str(error))
+    if problems:
+        raise DataError("\n".join([f"{root}: not a dataset that can be trained on:", *problems]))
+    return found[0], found[1]
+
+
+def _referenced(groups: pd.DataFrame) -> set[str]:
+    return {image_id for ids in groups["image_ids"] if ids is not None for image_id in ids if image_id is not None}
+
+
+def _judge_users(users: Table) -> list[Failures]:
+    features = [str(name) for name in users.frame.columns if name != "user_id"]
+    return judge(user_facts(users), user_rules(features, text_features(users.frame)))
+
+
+def _judge_groups(
+    groups: Table, config: DataConfig, now: datetime, users: Mapping[str, str], images: Mapping[str, tuple[str, str]]
+) -> list[Failures]:
+    """Failures of whole groups, then those of their candidates, told by group."""
+    latest = now + timedelta(days=config.max_future_days)
+    whole = judge(group_facts(groups, users), group_rules(config, latest))
+    candidates = candidate_facts(groups.frame, images)
+    return [*whole, *(_by_group(found, candidates) for found in judge(candidates, candidate_rules()))]
+
+
+def _by_group(found: Failures, candidates: pd.DataFrame) -> Failures:
+    """Candidates' failures as failures of their groups; the first few candidates are named."""
+    named: dict[Any, list[str]] = {}
+    for label, shown in found.failed.items():
+        named.setdefault(int(candidates.at[label, "group"]), []).append(shown)
+    return Failures(found.rule, found.checked, {group: _some(texts) for group, texts in named.items()})
+
+
+def _some(texts: Sequence[str]) -> str:
+    more = f"; and {len(texts) - EXAMPLES} more" if len(texts) > EXAMPLES else ""
+    return as_text("; ".join(texts[:EXAMPLES]) + more)
+
+
+def _entries(ids: pd.Series, failures: Sequence[Failures], file: str) -> pd.DataFrame:
+    """Quarantine entries: record_id ("row 17" where the id itself is missing), rule, value, file, row."""
+    rows = [
+        (row, order, {"record_id": _name(ids.at[row], row), "rule": found.rule.name, "value": value, "file": file, "row": row})
+        for order, found in enumerate(failures)
+        for row, value in found.failed.items()
+    ]
+    rows.sort(key=lambda item: item[:2])
+    frame = pd.DataFrame([entry for _, _, entry in rows], columns=["record_id", "rule", "value", "file", "row"])
+    return frame.astype({"record_id": "str", "rule": "str", "value": "str", "file": "str", "row": "int64"})
+
+
+def _picture_entries(pictures: Pictures, failures: Sequence[Failures]) -> pd.DataFrame:
+    """Like `_entries`, with each picture's own part file and its row there."""
+    entries = _entries(pictures.frame["image_id"], failures, "")
+    places = pictures.frame.loc[entries["row"], ["file", "row"]].reset_index(drop=True)
+    return entries.assign(file=places["file"].astype("str"), row=places["row"].astype("int64"))
+
+
+def _name(record_id: Any, row: Any) -> str:
+    return as_text(record_id) if isinstance(record_id, str) else f"row {row}"
+
+
+def _rule_rows(table: str, failures: Sequence[Failures], entries: pd.DataFrame) -> list[dict[str, Any]]:
+    """One record a rule; the examples of a rule that holds for several columns are told once, at the first."""
+    examples = {rule: rows.head(EXAMPLES) for rule, rows in entries.groupby("rule", sort=False)}
+    return [
+        {
+            "table": table,
+            "rule": found.rule.name,
+            "says": found.rule.says,
+            "checked": found.checked,
+            "failed": len(found.failed),
+            "examples": examples[found.rule.name].to_dict("records") if found.failed else [],
+            "remedy": found.rule.remedy,
+        }
+        for found in failures
+    ]
+
+
+def _coverage(users: pd.DataFrame) -> dict[str, float]:
+    """Share of clean users that have a value, by feature."""
+    return {str(name): float(users[name].notna().mean()) for name in users.columns if name != "user_id" and len(users)}
+
+
+def _no_comparison(groups: pd.DataFrame) -> dict[str, int]:
+    """Clean groups that teach nothing, by reason; a group with one candidate counts as such only."""
+    counts = {"one candidate": 0, "nothing picked": 0, "everything picked": 0}
+    for picked in groups["picked"]:
+        if len(picked) == 1:
+            counts["one candidate"] += 1
+        elif not any(picked):
+            counts["nothing picked"] += 1
+        elif all(picked):
+            counts["everything picked"] += 1
+    return counts
+
+
+def _comparison(before: Mapping[str, Any] | None, users: pd.DataFrame, groups: pd.DataFrame) -> dict[str, Any]:
+    if before is None:
+        return {"accepted": None, "drift": None, "unseen_categories": None, "schema_changes": None}
+    return {
+        "accepted": {"users": before["users"], "groups": before["groups"]},
+        "drift": drift.compare(before, users, groups),
+        "unseen_categories": drift.unseen_categories(before, users),
+        "schema_changes": drift.schema_changes(before, users),
+    }
+
+
+def _write(
+    valid_dir: Path, quarantine_dir: Path, users: pd.DataFrame, groups: pd.DataFrame, quarantine: Mapping[str, pd.DataFrame]
+) -> None:
+    """Both folders whole or not at all: built beside their places, then moved."""
+    targets = [Path(valid_dir), Path(quarantine_dir)]
+    built = [target.with_name(f".{target.name}.{os.getpid()}.part") for target in targets]
+    try:
+        write_table(built[0] / "users.parquet", users)
+        write_table(built[0] / "groups.parquet", groups)
+        atomic_write(built[0] / PROFILE, json.dumps(drift.profile(users, groups)).encode())
+        for name, entries in quarantine.items():
+            write_table(built[1] / f"{name}.parquet", entries)
+        for source, target in zip(built, targets, strict=True):
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(source, target)
+    except OSError as error:
+        raise DataError(f"{targets[0].parent}: nothing was written: {error.strerror or error}; mend this and run again") from error
+    finally:
+        for folder in built:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,107 @@
+"""The frames that the rules look at: one row a user, a group, a candidate or a stored picture; plain columns only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from tasks.validation_pictures import Pictures
+from tasks.validation_reading import Table
+from tasks.validation_rules import Failures
+
+__all__ = [
+    "candidate_facts", "failed_rows", "group_facts", "image_states", "picture_facts", "text_features", "user_facts",
+    "user_states",
+]  # fmt: skip
+
+ABSENT = ("absent", "")
+
+
+def user_facts(users: Table) -> pd.DataFrame:
+    """One row a user: its columns, what could not be read of them, and whether the row repeats an earlier one."""
+    return _mark_repeats(_with_unread(users), "user_id")
+
+
+def text_features(users: pd.DataFrame) -> list[str]:
+    """Feature columns that hold text."""
+    return [str(name) for name in users.columns if name != "user_id" and users[name].dtype == object]
+
+
+def picture_facts(pictures: Pictures) -> pd.DataFrame:
+    """One row a stored picture: id, size, fault, and whether the row repeats an earlier one (same id, same bytes)."""
+    facts = _mark_repeats(pictures.frame[["image_id", "digest", "size", "fault"]], "image_id")
+    return facts.assign(image_id_unread=_cells(pictures.unreadable_ids, facts))
+
+
+def group_facts(groups: Table, users: Mapping[str, str]) -> pd.DataFrame:
+    """One row a group: its columns, lengths of its lists, gaps in its picks, and the state of its user."""
+    frame = groups.frame
+    candidates = frame["image_ids"].map(len, na_action="ignore").astype("Int64")
+    picks = frame["picked"].map(len, na_action="ignore").astype("Int64")
+    return _mark_repeats(_with_unread(groups), "record_id").assign(
+        user_state=frame["user_id"].map(lambda user: users.get(user, "absent"), na_action="ignore"),
+        candidates=candidates,
+        picks=picks,
+        picked_gaps=frame["picked"].map(lambda flags: flags.count(None), na_action="ignore").astype("Int64"),
+        lengths=[f"picked {p}, image_ids {c}" for p, c in zip(picks, candidates, strict=True)],
+    )
+
+
+def candidate_facts(groups: pd.DataFrame, images: Mapping[str, tuple[str, str]]) -> pd.DataFrame:
+    """One row a candidate, labelled by number: its group's row, its picture's id and state, and a text to show."""
+    rows = []
+    for group, image_ids in groups["image_ids"].items():
+        for position, image_id in enumerate(image_ids or ()):
+            state, why = images.get(image_id, ABSENT) if image_id is not None else (None, "")
+            shown = f"candidate {position}: {image_id}" + (f" ({why})" if why else "")
+            rows.append((group, image_id, state, shown))
+    facts = pd.DataFrame(rows, columns=["group", "image_id", "image_state", "shown"])
+    return facts.astype({"group": "int64", "image_id": object, "image_state": object, "shown": object})
+
+
+def failed_rows(failures: Iterable[Failures]) -> list[Any]:
+    """Labels of the rows that fail any rule, each once."""
+    return sorted({label for found in failures for label in found.failed})
+
+
+def user_states(users: pd.DataFrame, failures: Sequence[Failures]) -> dict[str, str]:
+    """User id -> "valid" (some row of that id passed) or "quarantined"."""
+    states = dict.fromkeys(users["user_id"].dropna(), "quarantined")
+    return states | dict.fromkeys(users.drop(index=failed_rows(failures))["user_id"], "valid")
+
+
+def image_states(images: pd.DataFrame, failures: Sequence[Failures]) -> dict[str, tuple[str, str]]:
+    """Stored image id -> ("valid", "unreadable" or "ambiguous"; why)."""
+    states: dict[str, tuple[str, str]] = {}
+    for found in failures:
+        ambiguous = found.rule.name == "image_id_unique"
+        for row, value in found.failed.items():
+            image_id = images.at[row, "image_id"]
+            if image_id is not None:
+                states[image_id] = ("ambiguous", "") if ambiguous else ("unreadable", f"{found.rule.name}: {value}")
+    passed = images.drop(index=failed_rows(failures))["image_id"]
+    return states | dict.fromkeys(passed, ("valid", ""))
+
+
+def _with_unread(table: Table) -> pd.DataFrame:
+    """The table with a column beside each: the text of cells that could not be read."""
+    unread = {f"{name}_unread": _cells(table.unreadable.get(name, {}), table.frame) for name in table.frame.columns}
+    return table.frame.assign(**unread)
+
+
+def _cells(texts: Mapping[int, str], frame: pd.DataFrame) -> pd.Series:
+    column = pd.Series(None, index=frame.index, dtype=object)
+    column.loc[list(texts)] = list(texts.values())
+    return column
+
+
+def _mark_repeats(facts: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Add `repeats` (this row equals an earlier one in every column) and `{column}_once` (the id, None on repeats)."""
+    ids = facts[column]
+    shared = facts[ids.duplicated(keep=False) & ids.notna()]
+    keys = pd.Series([repr(row) for row in shared.itertuples(index=False)], index=shared.index, dtype=object)
+    repeats = pd.Series(False, index=facts.index)
+    repeats[shared.index] = keys.duplicated()
+    return facts.assign(**{"repeats": repeats, f"{column}_once": ids.where(~repeats, None)})
