@@ -1,0 +1,62 @@
+"""Load a registered artifact as a stranger would: a fresh interpreter, another folder, nothing but MLflow imported."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from perfusion.errors import GateError
+
+__all__ = ["load_in_clean_process"]
+
+_SCRIPT = """
+import json, logging, sys
+logging.disable(logging.WARNING)
+import mlflow, pandas
+probe, answer, uri, params = sys.argv[1:]
+model = mlflow.pyfunc.load_model(uri)
+model.predict(pandas.read_parquet(probe), params=json.loads(params) or None).to_parquet(answer)
+"""
+
+
+def load_in_clean_process(
+    model_uri: str,
+    probe: pd.DataFrame,
+    tracking_uri: str,
+    params: Mapping[str, Any] | None = None,
+    timeout: float = 600.0,
+) -> pd.DataFrame:
+    """What the artifact at `model_uri` answers to `probe` in a clean process.
+
+    Args:
+        model_uri: e.g. "models:/perfusion-reward/3".
+        probe: a request.
+        tracking_uri: of the store.
+        params: request parameters.
+        timeout: seconds.
+
+    Raises:
+        GateError: it does not load or answer; holds the last lines of what it said.
+    """
+    with tempfile.TemporaryDirectory(prefix="perfusion-load-") as folder:
+        question, answer = Path(folder, "probe.parquet"), Path(folder, "answer.parquet")
+        probe.to_parquet(question)
+        script = f"import mlflow; mlflow.set_tracking_uri({tracking_uri!r})\n{_SCRIPT}"
+        arguments = [str(question), str(answer), model_uri, json.dumps(dict(params or {}))]
+        try:
+            done = subprocess.run(
+                [sys.executable, "-c", script, *arguments], cwd=folder, capture_output=True, text=True, timeout=timeout
+            )
+        except subprocess.TimeoutExpired:
+            raise GateError(f"{model_uri}: no answer from a clean process within {timeout:g} s") from None
+        if done.returncode != 0 or not answer.exists():
+            said = "\n  ".join(done.stderr.strip().splitlines()[-6:]) or "nothing"
+            raise GateError(f"{model_uri}: a clean process ended with status {done.returncode}; it said:\n  {said}")
+        return pd.read_parquet(answer)
