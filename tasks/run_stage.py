@@ -1,0 +1,138 @@
+"""Run one stage of dvc.yaml through DVC, tell its output line by line, and leave no process behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from perfusion.errors import PerFusionError
+from tasks.livelog import read_log
+from tasks.process import cpu_environment, die_with_parent, stop_group
+from tasks.workspace import Workspace
+
+__all__ = ["DiskFullError", "StageError", "StageResult", "require_disk", "run_stage"]
+
+LEAST_FREE_MIB = 1024
+_UNCHANGED = re.compile(r"^Stage '.*' (didn't change, skipping|is cached - skipping run)")
+_CHATTER = re.compile(
+    r"^(Use `dvc push`|To track the changes with git|\tgit add |To enable auto staging|\tdvc config core\.autostage"
+    r"|Updating lock file|Generating lock file|Data and pipelines are up to date|Running stage |> |$)"
+)
+
+
+class StageError(PerFusionError):
+    """A stage failed; the text is the stage's own.
+
+    Attributes:
+        expected: whether the stage explained it (bad input, no space, divergence); otherwise it is a defect.
+    """
+
+    def __init__(self, message: str, expected: bool) -> None:
+        super().__init__(message)
+        self.expected = expected
+
+
+class DiskFullError(PerFusionError):
+    """There is too little free space to start."""
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """How a stage ended.
+
+    Attributes:
+        stage: its name.
+        cached: nothing it depends on had changed, so that nothing ran.
+        seconds: wall time, DVC's own included.
+    """
+
+    stage: str
+    cached: bool
+    seconds: float
+
+
+def run_stage(
+    workspace: Workspace, stage: str, tell: Callable[[str], None], force: bool = False, threads: int = 1
+) -> StageResult:
+    """Bring one stage up to date with `dvc repro --single-item`.
+
+    The stage runs in a process group of its own; however this call ends, nobody of that group survives it.
+
+    Args:
+        workspace: where.
+        stage: its name in dvc.yaml.
+        tell: called with every line of output as it comes.
+        force: run it even when nothing changed.
+        threads: of the numerical libraries.
+
+    Raises:
+        StageError: it failed; carries the stage's own message.
+    """
+    began = time.monotonic()
+    seen = _last_error(workspace, stage)
+    command = [sys.executable, "-m", "dvc", "repro", "--single-item", *(["--force"] if force else []), stage]
+    process = subprocess.Popen(
+        command, cwd=workspace.root, env=_environment(threads), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, errors="replace", bufsize=1, start_new_session=True, preexec_fn=die_with_parent,
+    )  # fmt: skip
+    cached, lines = False, []
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            line = line.rstrip()
+            if _UNCHANGED.match(line):
+                cached = True
+            elif not _CHATTER.match(line):
+                tell(line)
+                lines.append(line)
+        code = process.wait()
+    finally:
+        stop_group(process)
+    if code != 0:
+        raise _failure(workspace, stage, seen, lines)
+    return StageResult(stage, cached, time.monotonic() - began)
+
+
+def require_disk(workspace: Workspace, least_mib: int = LEAST_FREE_MIB) -> None:
+    """Refuse to start where outputs could not be written.
+
+    Raises:
+        DiskFullError: less than `least_mib` are free; names place, value, bound and remedy.
+    """
+    workspace.root.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(workspace.root).free // 2**20
+    if free < least_mib:
+        raise DiskFullError(
+            f"{workspace.root}: {free} MiB free on this disk, a retraining needs {least_mib} MiB\n"
+            "remedy: free some space; `dvc gc --workspace` drops cached outputs that no current stage uses"
+        )
+
+
+def _environment(threads: int) -> dict[str, str]:
+    """The caller's environment, with this interpreter's programs first."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    return {**os.environ, **cpu_environment(threads), "PATH": path, "PYTHONUNBUFFERED": "1", "DVC_NO_ANALYTICS": "1"}
+
+
+def _last_error(workspace: Workspace, stage: str) -> dict[str, object] | None:
+    """The log's last line where it tells of a failure."""
+    records = read_log(workspace.log(stage))
+    return records[-1] if records and "error" in records[-1] else None
+
+
+def _failure(workspace: Workspace, stage: str, before: dict[str, object] | None, lines: list[str]) -> StageError:
+    """The stage's own words where it left some in its log, else the last words on its output."""
+    error = _last_error(workspace, stage)
+    if error is not None and error != before:
+        kind = "" if error["expected"] else f"{error['error']}: "
+        return StageError(f"stage {stage}: {kind}{error['message']}", bool(error["expected"]))
+    tail = "\n".join(lines[-12:]) or "(no output)"
+    busy = any("is busy" in line or "Unable to acquire lock" in line for line in lines)
+    return StageError(f"stage {stage} failed without a word of its own; the end of its output:\n{tail}", busy)
