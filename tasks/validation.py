@@ -1,9 +1,9 @@
 """Validate a dataset: bad rows to quarantine with record, rule and value; clean tables for the stages that follow.
 
-A fault of the whole dataset (a file, a column, a type) raises a DataError. A fault of a row costs that row: a group is set
-aside when anything it needs is broken, its user and its pictures included. Groups without a comparison (one candidate,
-nothing picked, everything picked) are whole records that teach nothing: they stay valid, are counted, and the filter of
-the next stage drops them by reason.
+A fault of the whole dataset (a file, a column, a type) raises a DataError. A fault of a row costs that row: a group is
+set aside when anything it needs is broken, its user and its pictures included. Groups without a comparison (one
+candidate, nothing picked, everything picked) are whole records that teach nothing: they stay valid, are counted, and
+the filter of the next stage drops them by reason.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,6 +25,7 @@ from perfusion.config import DataConfig
 from perfusion.data import GROUP_COLUMNS, write_table
 from perfusion.errors import DataError
 from perfusion.governance import drift
+from tasks.validation_columns import as_text
 from tasks.validation_facts import (
     candidate_facts,
     failed_rows,
@@ -36,7 +37,7 @@ from tasks.validation_facts import (
     user_states,
 )
 from tasks.validation_pictures import Pictures, check_pictures
-from tasks.validation_reading import Table, as_text, read_groups, read_users
+from tasks.validation_reading import Table, read_groups, read_users
 from tasks.validation_rules import Failures, candidate_rules, group_rules, judge, picture_rules, user_rules
 
 __all__ = ["accept", "validate"]
@@ -61,8 +62,8 @@ def validate(
         config: the limits.
         accepted: profile of the last accepted data (see `accept`); None or absent: nothing was accepted before.
         valid_dir: replaced as a whole.
-        quarantine_dir: replaced as a whole: users, groups, images (record_id, rule, value, file, row). A row that breaks
-            several rules has an entry for each and is counted once.
+        quarantine_dir: replaced as a whole: users, groups, images (record_id, rule, value, file, row). A row that
+            breaks several rules has an entry for each and is counted once.
         now: the clock, naive UTC, for dates that lie in the future.
 
     Returns:
@@ -135,7 +136,7 @@ def _read_profile(accepted: Path | None) -> dict[str, Any] | None:
         return profile
     except (ValueError, TypeError) as error:
         raise DataError(
-            f"{accepted}: not a profile of accepted data ({as_text(str(error))}); delete it to compare with nothing once"
+            f"{accepted}: not a profile of accepted data ({as_text(error)}); delete it to compare with nothing once"
         ) from None
 
 
@@ -188,12 +189,12 @@ def _some(texts: Sequence[str]) -> str:
 def _entries(ids: pd.Series, failures: Sequence[Failures], file: str) -> pd.DataFrame:
     """Quarantine entries: record_id ("row 17" where the id itself is missing), rule, value, file, row."""
     rows = [
-        (row, order, {"record_id": _name(ids.at[row], row), "rule": found.rule.name, "value": value, "file": file, "row": row})
-        for order, found in enumerate(failures)
+        (_name(ids.at[row], row), found.rule.name, value, file, row)
+        for found in failures
         for row, value in found.failed.items()
     ]
-    rows.sort(key=lambda item: item[:2])
-    frame = pd.DataFrame([entry for _, _, entry in rows], columns=["record_id", "rule", "value", "file", "row"])
+    rows.sort(key=lambda entry: entry[-1])
+    frame = pd.DataFrame(rows, columns=["record_id", "rule", "value", "file", "row"])
     return frame.astype({"record_id": "str", "rule": "str", "value": "str", "file": "str", "row": "int64"})
 
 
@@ -209,7 +210,7 @@ def _name(record_id: Any, row: Any) -> str:
 
 
 def _rule_rows(table: str, failures: Sequence[Failures], entries: pd.DataFrame) -> list[dict[str, Any]]:
-    """One record a rule; the examples of a rule that holds for several columns are told once, at the first."""
+    """One record a rule, with its first few quarantine entries."""
     examples = {rule: rows.head(EXAMPLES) for rule, rows in entries.groupby("rule", sort=False)}
     return [
         {
@@ -255,7 +256,11 @@ def _comparison(before: Mapping[str, Any] | None, users: pd.DataFrame, groups: p
 
 
 def _write(
-    valid_dir: Path, quarantine_dir: Path, users: pd.DataFrame, groups: pd.DataFrame, quarantine: Mapping[str, pd.DataFrame]
+    valid_dir: Path,
+    quarantine_dir: Path,
+    users: pd.DataFrame,
+    groups: pd.DataFrame,
+    quarantine: Mapping[str, pd.DataFrame],
 ) -> None:
     """Both folders whole or not at all: built beside their places, then moved."""
     targets = [Path(valid_dir), Path(quarantine_dir)]
@@ -270,7 +275,9 @@ def _write(
             shutil.rmtree(target, ignore_errors=True)
             os.replace(source, target)
     except OSError as error:
-        raise DataError(f"{targets[0].parent}: nothing was written: {error.strerror or error}; mend this and run again") from error
+        raise DataError(
+            f"{targets[0]}: nothing was written: {error.strerror or error}; mend it and try again"
+        ) from error
     finally:
         for folder in built:
             shutil.rmtree(folder, ignore_errors=True)

@@ -32,7 +32,7 @@ def text_features(users: pd.DataFrame) -> list[str]:
 def picture_facts(pictures: Pictures) -> pd.DataFrame:
     """One row a stored picture: id, size, fault, and whether the row repeats an earlier one (same id, same bytes)."""
     facts = _mark_repeats(pictures.frame[["image_id", "digest", "size", "fault"]], "image_id")
-    return facts.assign(image_id_unread=_cells(pictures.unreadable_ids, facts))
+    return facts.assign(**{"image_id unread": _cells(pictures.unreadable_ids, facts)})
 
 
 def group_facts(groups: Table, users: Mapping[str, str]) -> pd.DataFrame:
@@ -87,7 +87,7 @@ def image_states(images: pd.DataFrame, failures: Sequence[Failures]) -> dict[str
 
 def _with_unread(table: Table) -> pd.DataFrame:
     """The table with a column beside each: the text of cells that could not be read."""
-    unread = {f"{name}_unread": _cells(table.unreadable.get(name, {}), table.frame) for name in table.frame.columns}
+    unread = {f"{name} unread": _cells(table.unreadable.get(name, {}), table.frame) for name in table.frame.columns}
     return table.frame.assign(**unread)
 
 
@@ -98,10 +98,10 @@ def _cells(texts: Mapping[int, str], frame: pd.DataFrame) -> pd.Series:
 
 
 def _mark_repeats(facts: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Add `repeats` (this row equals an earlier one in every column) and `{column}_once` (the id, None on repeats)."""
+    """Add `repeats an earlier row` (in every column) and `{column} once` (the id, None on repeats)."""
     ids = facts[column]
     shared = facts[ids.duplicated(keep=False) & ids.notna()]
     keys = pd.Series([repr(row) for row in shared.itertuples(index=False)], index=shared.index, dtype=object)
     repeats = pd.Series(False, index=facts.index)
     repeats[shared.index] = keys.duplicated()
-    return facts.assign(**{"repeats": repeats, f"{column}_once": ids.where(~repeats, None)})
+    return facts.assign(**{"repeats an earlier row": repeats, f"{column} once": ids.where(~repeats, None)})

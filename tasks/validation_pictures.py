@@ -1,11 +1,10 @@
-"""Check every picture that a group refers to: stored once, whole, decodable, of a bearable size. One batch at a time."""
+"""Check every picture that a group refers to: stored once, whole, decodable, of a bearable size."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import re
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,8 @@ from PIL import Image
 from perfusion.data import decode_image
 from perfusion.errors import DataError
 from perfusion.loop import Progress
-from tasks.validation_reading import Coercion, as_text, picture_parts, read_bytes, read_ids
+from tasks.validation_columns import as_text, read_bytes, read_ids
+from tasks.validation_reading import Coercion, picture_parts, read_column
 
 __all__ = ["Pictures", "check_pictures", "picture_fault"]
 
@@ -67,11 +67,11 @@ def check_pictures(root: Path, referenced: set[str], max_pixels: int) -> Picture
         file = f"images/{part.name}"
         start = len(rows)
         for batch in _batches(part, file):
-            ids = read_ids(batch.column("image_id"))
+            ids = read_column(batch.column("image_id"), file, "image_id", read_ids)
             unreadable |= {len(rows) + row: text for row, text in ids.unreadable.items()}
-            images, says = read_bytes(batch.column("image"), file)
-            coercions |= {(file, "image_id"): ids.says, (file, "image"): says}
-            for image_id, data in zip(ids.values, images, strict=True):
+            images = read_column(batch.column("image"), file, "image", read_bytes)
+            coercions |= {(file, "image_id"): ids.says, (file, "image"): images.says}
+            for image_id, data in zip(ids.values, images.values, strict=True):
                 place = {"image_id": image_id, "file": file, "row": len(rows) - start}
                 rows.append(place | _examine(data, image_id in referenced, max_pixels))
             progress.show(len(rows), {})

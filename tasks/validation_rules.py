@@ -2,14 +2,14 @@
 
 Great Expectations (1.24) judges frames of plain columns: one row a user, a group, a candidate or a stored picture. Each
 rule carries a remedy. Three of its habits are answered here: an empty frame passes every rule (callers refuse empty
-tables before), a missing column fails without saying which rows (raised as an error), `mostly` would hide bad rows (unused).
+tables before), a missing column fails without saying which rows (raised as an error), `mostly` hides bad rows (unused).
 """
 
 from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 from perfusion.config import DataConfig
-from tasks.validation_reading import as_text
+from tasks.validation_columns import as_text
 
 __all__ = ["Failures", "Rule", "candidate_rules", "group_rules", "judge", "picture_rules", "user_rules"]
 
@@ -68,7 +68,7 @@ def user_rules(features: Sequence[str], texts: Sequence[str]) -> list[Rule]:
             rules.append(_readable(name, "text in UTF-8"))
             rules.append(
                 Rule(
-                    "feature_length", f"feature {name!r} has at most {FEATURE_CHARS} characters",
+                    f"{name}_length", f"feature {name!r} has at most {FEATURE_CHARS} characters",
                     "a category is a short name; shorten it, or leave the column out of users.parquet",
                     "ExpectColumnValueLengthsToBeBetween", {"column": name, "max_value": FEATURE_CHARS}, name,
                 )
@@ -76,7 +76,7 @@ def user_rules(features: Sequence[str], texts: Sequence[str]) -> list[Rule]:
         else:
             rules.append(
                 Rule(
-                    "feature_finite", f"feature {name!r} is a finite number or empty",
+                    f"{name}_finite", f"feature {name!r} is a finite number or empty",
                     "write an empty value where the number is not known",
                     "ExpectColumnValuesToBeBetween",
                     {"column": name, "min_value": -sys.float_info.max, "max_value": sys.float_info.max}, name,
@@ -96,7 +96,7 @@ def group_rules(config: DataConfig, latest: datetime) -> list[Rule]:
             "ExpectColumnValuesToNotBeInSet", {"column": "user_state", "value_set": ["absent"]}, "user_id",
         ),
         Rule(
-            "user_valid", "the group's user passed the rules for users", "mend the user's row: quarantine/users.parquet",
+            "user_valid", "the group's user passed the rules for users", "mend the user (see quarantine/users.parquet)",
             "ExpectColumnValuesToNotBeInSet", {"column": "user_state", "value_set": ["quarantined"]}, "user_id",
         ),
         _readable("created_at", "a date and time"),
@@ -157,7 +157,7 @@ def candidate_rules() -> list[Rule]:
             "ExpectCompoundColumnsToBeUnique",
             {"column_list": ["group", "image_id"], "ignore_row_if": "any_value_is_missing"}, "shown",
         ),
-        state("image_stored", "every picture of the group is stored in images/", "add the picture to a part file", "absent"),
+        state("image_stored", "every picture of the group is stored in images/", "add it to a part file", "absent"),
         state("image_readable", "every picture of the group can be decoded", "store the picture again", "unreadable"),
         state(
             "image_unambiguous", "no picture id of the group stands for two different pictures",
@@ -236,7 +236,7 @@ def _failures(frame: pd.DataFrame, rule: Rule, result: Any, before: Sequence[Fai
 
 
 def _great_expectations() -> Any:
-    """The library, imported on first use (3 s). Under Python 3.11 its import warns of a deprecated module of the language."""
+    """The library, imported on first use (3 s); its import warns of a deprecated module of Python's own."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         import great_expectations
@@ -254,7 +254,7 @@ def _readable(column: str, needs: str) -> Rule:
     """The reader set aside the cells it could not read, in a column of their own."""
     return Rule(
         f"{column}_readable", f"{column} reads as {needs}", f"write {needs}",
-        "ExpectColumnValuesToBeNull", {"column": f"{column}_unread"}, f"{column}_unread",
+        "ExpectColumnValuesToBeNull", {"column": f"{column} unread"}, f"{column} unread",
     )  # fmt: skip
 
 
@@ -278,10 +278,10 @@ def _copy_rules(column: str, what: str) -> list[Rule]:
     return [
         Rule(
             f"{what}_repeated", "no row repeats an earlier one", "leave out the repetition; the first one is kept",
-            "ExpectColumnValuesToBeInSet", {"column": "repeats", "value_set": [False]}, column,
+            "ExpectColumnValuesToBeInSet", {"column": "repeats an earlier row", "value_set": [False]}, column,
         ),
         Rule(
-            f"{column}_unique", f"no two different rows share a {column}", "give each its own id, or keep the right one",
-            "ExpectColumnValuesToBeUnique", {"column": f"{column}_once"}, column,
+            f"{column}_unique", f"no two different rows share a {column}", "give each its own id, or keep one of them",
+            "ExpectColumnValuesToBeUnique", {"column": f"{column} once"}, column,
         ),
     ]  # fmt: skip

@@ -57,9 +57,9 @@ def _schema(report: Mapping[str, Any]) -> Iterator[Check]:
             yield Check("schema", "pass", "schema: every required column is there; no accepted data to compare with")
         return
     for name in changes["missing"]:
-        yield Check("schema", "fail", f"schema: feature {name!r} of the last accepted data is missing in users.parquet")
+        yield Check("schema", "fail", f"schema: feature {name!r} of the accepted data is missing in users.parquet")
     for name in changes["retyped"]:
-        yield Check("schema", "fail", f"schema: feature {name!r} changed between number and category since it was accepted")
+        yield Check("schema", "fail", f"schema: feature {name!r} has turned from text to numbers or back")
     if not changes["missing"] and not changes["retyped"]:
         new = f"; new: {', '.join(changes['new'])}" if changes["new"] else ""
         yield Check("schema", "pass", f"schema: every required column and every accepted feature is there{new}")

@@ -102,7 +102,7 @@ def schema_changes(accepted: Mapping[str, Any], users: pd.DataFrame) -> dict[str
 
 
 def population_stability_index(before: np.ndarray, after: np.ndarray) -> float:
-    """PSI = sum (p - q) ln(p / q) >= 0 over bins of counts (K,), each count raised by 1/2 so that an empty bin is finite."""
+    """PSI = sum (p - q) ln(p / q) >= 0 over bins of counts (K,); 1/2 is added to each, so none is infinite."""
     p = (before + 0.5) / (before + 0.5).sum()
     q = (after + 0.5) / (after + 0.5).sum()
     return float(np.sum((p - q) * np.log(p / q)))
