@@ -225,7 +225,6 @@ class EvaluateConfig(Section):
     pictures: Count = Field(1, description="pictures of each pair and arm, from different noise")
     steps: Count = Field(20, description="sampling steps")
     batch_pictures: Count = Field(32, description="pictures sampled at a time")
-    bootstrap: Count = Field(2000, description="resamples over users")
     sheet_users: Count = Field(8, description="rows of the contact sheet")
     scorers: tuple[ScorerName, ...] = Field(
         ("aesthetic", "clip_score", "pickscore", "perfusion_rm"), description="families of perfusion.scorers"
@@ -258,6 +257,12 @@ class GatesConfig(Section):
     load_tolerance: float = Field(1e-5, ge=0.0, description="largest difference relative to max(1, |value|)")
     max_seconds_per_picture: Positive | None = Field(None, description="promotion: latency budget in seconds")
     max_memory_mib: Positive | None = Field(None, description="promotion: peak memory budget in MiB")
+
+    def interval_options(self, seed: int) -> dict[str, Any]:
+        """Options of `perfusion.statistics.cluster_bootstrap`, so that figures and gates agree."""
+        return {
+            "confidence": self.confidence, "resamples": self.resamples, "seed": seed, "min_clusters": self.min_users,
+        }  # fmt: skip
 
 
 class Params(Section):

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from perfusion.config import GatesConfig
 from perfusion.errors import GateError
 from perfusion.governance.decision import Check, at_most
 from perfusion.statistics import Interval
 
-__all__ = ["above", "interval_options", "need_columns", "not_below", "same_numbers"]
+__all__ = ["above", "need_columns", "not_below", "same_numbers"]
 
 
 def above(name: str, interval: Interval, bound: float = 0.0) -> Check:
@@ -49,12 +47,6 @@ def same_numbers(name: str, expected: ArrayLike, found: ArrayLike, tolerance: fl
         return Check(name, "inconclusive", f"{name}: empty or not finite, nothing to compare"), math.nan
     difference = float((np.abs(left - right) / np.maximum(1.0, np.abs(left))).max())
     return at_most(f"{name}: relative difference after reloading", difference, tolerance), difference
-
-
-def interval_options(config: GatesConfig, seed: int) -> dict[str, Any]:
-    return {
-        "confidence": config.confidence, "resamples": config.resamples, "seed": seed, "min_clusters": config.min_users,
-    }  # fmt: skip
 
 
 def need_columns(table: pd.DataFrame, columns: Sequence[str], where: str) -> None:

@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from perfusion.config import GatesConfig
-from perfusion.governance.checks import above, interval_options, need_columns, not_below, same_numbers
+from perfusion.governance.checks import above, need_columns, not_below, same_numbers
 from perfusion.governance.decision import Check, Decision, at_least, decide
 from perfusion.statistics import paired_difference
 
@@ -38,7 +38,7 @@ def reward_gate(groups: pd.DataFrame, config: GatesConfig, seed: int = 0) -> Dec
         GateError: a needed column is missing.
     """
     need_columns(groups, ["user_id", "split", "ap_perfusion_rm", "ap_user_blind"], "reward gate")
-    options = interval_options(config, seed)
+    options = config.interval_options(seed)
     test, cold = groups[groups["split"] == "test"], groups[groups["split"].isin(COLD_SPLITS)]
     personal, blind = _mean(test["ap_perfusion_rm"]), _mean(test["ap_user_blind"])
     relative = personal / blind - 1 if blind > 0 else math.nan

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from perfusion.config import GatesConfig
-from perfusion.governance.checks import above, interval_options, need_columns, not_below
+from perfusion.governance.checks import above, need_columns, not_below
 from perfusion.governance.decision import Check, Decision, at_most, decide
 from perfusion.statistics import Interval, cluster_bootstrap, paired_difference
 
@@ -48,7 +48,7 @@ def promotion_gate(
         GateError: a needed column is missing.
     """
     need_columns(challenger, [*ITEM, "arm", "perfusion_rm"], "promotion gate, challenger")
-    options = interval_options(config, seed)
+    options = config.interval_options(seed)
     checks, statistics = _floors(challenger, config, options)
     if champion is not None:
         need_columns(champion, [*ITEM, "arm", "perfusion_rm"], "promotion gate, champion")

@@ -1,0 +1,267 @@
+"""The reward model on held-out groups: against the user-blind baseline, its controls and the planted world's ceiling.
+
+Shapes: G groups, N candidates, B groups of a batch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from perfusion.checkpoint import atomic_write
+from perfusion.config import GatesConfig
+from perfusion.data import GroupTable, load_tables, read_users, write_table
+from perfusion.errors import DataError
+from perfusion.evaluation.controls import random_scores, wrong_users
+from perfusion.evaluation.ranking import group_aucs, group_average_precision, ranking_report
+from perfusion.loop import Progress
+from perfusion.reward import PerFusionRM, load_clip
+from perfusion.scorers import ClipScore, PersonalScore, PickScore, Scorer
+from perfusion.statistics import cluster_statistic, paired_difference
+from perfusion.world import load_truth, reference_scores
+
+__all__ = [
+    "CONTESTANTS",
+    "RewardScorers",
+    "calibration",
+    "evaluate_reward",
+    "feature_slices",
+    "reward_metrics",
+    "score_groups",
+]
+
+#: Splits that are scored: held-out groups of known users, users held out entirely, users under the record filter.
+SPLITS = ("test", "cold", "few")
+#: Whose scores are compared; "wrong_user" is PerFusionRM told another user's features.
+CONTESTANTS = ("perfusion_rm", "user_blind", "wrong_user", "clip", "random")
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class RewardScorers:
+    """The contestants.
+
+    Attributes:
+        personal: PerFusionRM.
+        blind: PickScore tuned on the same picks.
+        clip: the backbone before any pick was seen.
+    """
+
+    personal: Scorer
+    blind: Scorer
+    clip: Scorer
+
+
+def evaluate_reward(
+    data_dir: Path, split_dir: Path, clip_dir: Path, pickscore_dir: Path, reward_dir: Path, out_dir: Path, *,
+    image_size: int, twin: bool, gates: GatesConfig, seed: int,
+) -> dict[str, Any]:  # fmt: skip
+    """Score every held-out group by every contestant.
+
+    Writes to `out_dir`: groups.parquet (one row a group, what the reward gate reads), slices.parquet (gain per value of
+    each user feature), calibration.csv and metrics.json.
+
+    Args:
+        data_dir: the dataset; when it is the planted world, its reference scorers are computed too.
+        split_dir: users.parquet and groups.parquet with a column `split`.
+        clip_dir, pickscore_dir, reward_dir: folders of the earlier stages.
+        image_size: side in pixels at which pictures are read.
+        twin: whether the backbone is the tiny twin.
+        gates: `confidence`, `resamples` and `min_users`, so that figures and gates agree.
+        seed: of controls and bootstrap.
+
+    Returns:
+        See `reward_metrics`.
+
+    Raises:
+        DataError: no held-out group of known users.
+        WeightsError: a model is absent.
+    """
+    model = PerFusionRM.from_pretrained(reward_dir)
+    truth = load_truth(data_dir)
+    splits = SPLITS if truth is None else ("train", *SPLITS)
+    tables = load_tables(data_dir, split_dir, image_size, encoder=model.encoder, splits=splits)
+    scorers = RewardScorers(
+        PersonalScore(model), PickScore(load_clip(pickscore_dir), twin), ClipScore(load_clip(clip_dir), twin)
+    )
+    scores = {split: score_groups(tables[split], scorers, split, seed) for split in SPLITS}
+    rows = pd.concat([_group_rows(tables[split], scores[split], split) for split in SPLITS], ignore_index=True)
+    references = {} if truth is None else reference_scores(truth, tables)
+    options = gates.interval_options(seed)
+    metrics = reward_metrics(tables, scores, rows, references, options)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    write_table(rows, out_dir / "groups.parquet")
+    slices = feature_slices(rows, read_users(split_dir / "users.parquet"), options)
+    write_table(slices, out_dir / "slices.parquet")
+    calibration(tables["test"], scores["test"]["perfusion_rm"]).to_csv(out_dir / "calibration.csv", index=False)
+    atomic_write(out_dir / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False).encode())
+    return metrics
+
+
+def score_groups(table: GroupTable, scorers: RewardScorers, split: str, seed: int) -> dict[str, Tensor]:
+    """Scores of every contestant: name -> (G, N) float32, anything on padding.
+
+    With a single user in the split nobody can lend him other features: then there is no "wrong_user".
+    """
+    scores = {"random": random_scores((len(table), table.valid.shape[1]), seed)}
+    users = {"perfusion_rm": table.user_index}
+    if len(torch.unique(table.user_index)) > 1:
+        users["wrong_user"] = wrong_users(table.user_index, seed)
+    parts: dict[str, list[Tensor]] = {name: [] for name in (*users, "user_blind", "clip")}
+    progress = Progress(f"evaluate-reward {split}", len(table))
+    for start in range(0, len(table), _BATCH):
+        rows = torch.arange(start, min(start + _BATCH, len(table)))
+        prompts, pixels = [table.prompts[row] for row in rows], table.candidates(rows)
+        for name, index in users.items():
+            parts[name].append(scorers.personal.score(prompts, pixels, table.users[index[rows]]))
+        parts["user_blind"].append(scorers.blind.score(prompts, pixels))
+        parts["clip"].append(scorers.clip.score(prompts, pixels))
+        progress.show(int(rows[-1]) + 1, {})
+    empty = torch.zeros(0, table.valid.shape[1])
+    return scores | {name: torch.cat(part) if part else empty for name, part in parts.items()}
+
+
+def reward_metrics(
+    tables: Mapping[str, GroupTable], scores: Mapping[str, Mapping[str, Tensor]], rows: pd.DataFrame,
+    references: Mapping[str, Mapping[str, float]], options: Mapping[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+    """Headline figures on the test split, every contestant's report on every split, paired gains.
+
+    Args:
+        tables: by split.
+        scores: split -> contestant -> (G, N).
+        rows: of `_group_rows`, all splits.
+        references: the planted world's scorers, name -> {"map", "gauc"} on the test split; empty without a truth.
+        options: of `perfusion.statistics.cluster_bootstrap`.
+
+    Raises:
+        DataError: no group of known users can be ranked.
+    """
+    test = rows[rows["split"] == "test"]
+    if test.empty:
+        raise DataError(
+            "no test group has both a picked and an unpicked picture; add records or lower data.min_records"
+        )
+    reports = {
+        split: {name: _report(tables[split], values, options, split) for name, values in scores[split].items()}
+        for split in scores
+    }
+    reachable = references.get("reachable", {}).get("gauc")
+    known = reports["test"]
+    return {
+        "floor_map": known["random"]["floor_map"],
+        "user_blind_gauc": known["user_blind"]["gauc"],
+        "reachable_gauc": reachable,
+        **known,
+        **_gap_closed(test, reachable, options),
+        "gain_over_user_blind": _gains(test, "user_blind", options),
+        "right_minus_wrong_user": _gains(test, "wrong_user", options),
+        "cold_gain_over_user_blind": _gains(rows[rows["split"].isin(("cold", "few"))], "user_blind", options),
+        "calibration_error": _calibration_error(calibration(tables["test"], scores["test"]["perfusion_rm"])),
+        "cold": reports["cold"],
+        "few": reports["few"],
+        "references": {name: dict(values) for name, values in references.items()},
+    }
+
+
+def calibration(table: GroupTable, scores: Tensor, bins: int = 10) -> pd.DataFrame:
+    """Predicted against true shares of a group's picks, over equally filled bins of the predicted share (Eq. 7, 8).
+
+    Returns:
+        One row a bin: `predicted` and `picked`, mean shares in [0, 1], and `candidates`.
+    """
+    predicted = torch.softmax(scores.masked_fill(~table.valid, -math.inf), dim=1)
+    true = table.picked / table.picked.sum(1, keepdim=True).clamp(min=1)
+    frame = pd.DataFrame({"predicted": predicted[table.valid].numpy(), "picked": true[table.valid].numpy()})
+    frame["bin"] = pd.qcut(frame["predicted"].rank(method="first"), min(bins, len(frame)), labels=False)
+    means = frame.groupby("bin").agg(
+        predicted=("predicted", "mean"), picked=("picked", "mean"), candidates=("picked", "size")
+    )
+    return means.reset_index(drop=True)
+
+
+def feature_slices(rows: pd.DataFrame, users: pd.DataFrame, options: Mapping[str, Any]) -> pd.DataFrame:
+    """The gain in GAUC over the user-blind baseline on test groups, for every value of every user feature.
+
+    Numbers are cut at their quartiles. Bounds are None for values with too few users.
+    """
+    test = rows[rows["split"] == "test"].merge(users, on="user_id", how="left")
+    result = []
+    for feature in sorted(name for name in users.columns if name != "user_id"):
+        values = test[feature]
+        if pd.api.types.is_numeric_dtype(values) and values.nunique() > 8:
+            values = pd.qcut(values, 4, duplicates="drop").astype(str)
+        for value, part in test.groupby(
+            values.astype(object).where(values.notna(), "not given").astype(str), sort=True
+        ):
+            gain = paired_difference(part["auc_perfusion_rm"], part["auc_user_blind"], part["user_id"], **options)
+            result.append({
+                "feature": feature, "value": value, "users": gain.clusters, "groups": gain.records,
+                "gauc": part["auc_perfusion_rm"].mean(), "user_blind_gauc": part["auc_user_blind"].mean(),
+                "gain": gain.mean, "gain_low": gain.low, "gain_high": gain.high,
+            })  # fmt: skip
+    return pd.DataFrame(result)
+
+
+def _calibration_error(bins: pd.DataFrame) -> float:
+    """Mean absolute difference of predicted and true share, weighted by candidates."""
+    return float(np.average((bins["predicted"] - bins["picked"]).abs(), weights=bins["candidates"]))
+
+
+def _users(table: GroupTable) -> list[str]:
+    """The user of each group, (G,)."""
+    return [table.user_ids[row] for row in table.user_index.tolist()]
+
+
+def _report(table: GroupTable, scores: Tensor, options: Mapping[str, Any], split: str) -> dict[str, Any]:
+    return ranking_report(scores, table.picked, table.valid, _users(table), split=split, **options).to_dict()
+
+
+def _group_rows(table: GroupTable, scores: Mapping[str, Tensor], split: str) -> pd.DataFrame:
+    """One row for each group that can be ranked: names, sizes, and each contestant's AP and AUC."""
+    picked, valid = table.picked.numpy(), table.valid.numpy()
+    rows = pd.DataFrame({
+        "record_id": table.record_ids, "user_id": _users(table), "split": split,
+        "candidates": valid.sum(1), "picked": (picked & valid).sum(1),
+    })  # fmt: skip
+    for name, values in scores.items():
+        rows[f"ap_{name}"] = group_average_precision(values.double().numpy(), picked, valid)
+        rows[f"auc_{name}"] = group_aucs(values.double().numpy(), picked, valid)
+    return rows[(rows["picked"] > 0) & (rows["picked"] < rows["candidates"])]
+
+
+def _gains(rows: pd.DataFrame, other: str, options: Mapping[str, Any]) -> dict[str, Any] | None:
+    """PerFusionRM minus another contestant, paired; None when the other did not run."""
+    if f"ap_{other}" not in rows or rows[f"ap_{other}"].isna().all():
+        return None
+    gains: dict[str, Any] = {}
+    for metric, column in (("map", "ap"), ("gauc", "auc")):
+        mine, theirs = rows[f"{column}_perfusion_rm"], rows[f"{column}_{other}"]
+        gains[metric] = paired_difference(mine, theirs, rows["user_id"], **options).to_dict()
+        gains[f"relative_{metric}"] = float(mine.mean() / theirs.mean() - 1)
+    return gains
+
+
+def _gap_closed(rows: pd.DataFrame, reachable: float | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The share of the GAUC gap from the user-blind baseline to the reachable ceiling that PerFusionRM closes.
+
+    The ceiling counts as known exactly: its own error from the same groups is not in the interval.
+    """
+    if reachable is None:
+        return {"gap_closed": None, "gap_closed_ci": None}
+    columns = rows[["auc_perfusion_rm", "auc_user_blind"]].to_numpy(dtype=np.float64)
+
+    def share(means: np.ndarray) -> np.ndarray:
+        return (means[..., 0] - means[..., 1]) / (reachable - means[..., 1])
+
+    interval = cluster_statistic(columns, rows["user_id"], share, **options).to_dict()
+    return {"gap_closed": interval["mean"], "gap_closed_ci": [interval["low"], interval["high"]]}
