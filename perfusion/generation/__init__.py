@@ -24,6 +24,7 @@ _HOME = {
     "group_preference_loss": "preference",
     "implicit_reward": "preference",
     "load_backbone": "backbone",
+    "open_encoded": "encoding",
     "pairwise_preference_loss": "preference",
     "picked_win_probability": "preference",
     "pretrain_diffusion": "pretrain",

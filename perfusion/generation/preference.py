@@ -138,7 +138,7 @@ def top_set_log_likelihood(rewards: Tensor, picked: Tensor, valid: Tensor) -> Te
     most = int(one.sum(-1).max()) if one.numel() else 0
     if most > _MOST_PICKED:
         raise ValueError(f"{most} picked candidates in a group: pl_topk takes at most {_MOST_PICKED}; use 'paper'")
-    order = (2 * one.long() + valid.long()).argsort(-1, descending=True, stable=True)  # picked, unpicked, padding
+    order = (2 * one.long() + valid.long()).argsort(dim=-1, descending=True, stable=True)  # picked, unpicked, padding
     floor = torch.where(valid, rewards, torch.inf).amin(-1, keepdim=True).detach() - 1e4  # weight 0, gradient finite
     r = torch.where(valid, rewards, torch.where(floor.isfinite(), floor, 0.0)).gather(-1, order)  # (B, N)
     rest_of: list[Tensor] = []  # log Z(S)

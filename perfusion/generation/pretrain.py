@@ -72,8 +72,8 @@ def save_backbone(backbone: DiffusionBackbone, config: DiffusionConfig, out: Pat
     from perfusion.generation.pipeline import PerFusionPipeline  # the pipeline knows the backbone, not the reverse
 
     PerFusionPipeline(
-        **backbone.components(), num_inference_steps=config.sampling_steps, guidance_scale=config.guidance_scale,
-        eta=config.eta,
+        **backbone.components(), num_inference_steps=config.sampling.steps,
+        guidance_scale=config.sampling.guidance_scale, eta=config.sampling.eta,
     ).save_pretrained(out)  # fmt: skip
 
 

@@ -1,0 +1,182 @@
+"""Denoising errors of a policy and its reference on groups of pictures, and the losses over them (Eq. 1, 13, 19).
+
+Legend: B groups, N candidates of the largest one, V valid candidates of the batch, (C, H, W) a latent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from torch import Tensor
+
+from perfusion.config import GeneratorConfig, PreferenceConfig
+from perfusion.data import GroupTable
+from perfusion.generation.encoding import EncodedData
+from perfusion.generation.noising import beta_at, prediction_target, sample_timesteps
+from perfusion.generation.pan import PersonalAdaptiveNetwork
+from perfusion.generation.preference import (
+    denoising_error,
+    group_preference_loss,
+    pairwise_preference_loss,
+    reference_gap,
+)
+from perfusion.generation.split import decode, encode
+
+__all__ = [
+    "GroupBatch",
+    "Predictor",
+    "draw_groups",
+    "implicit_accuracy",
+    "predict_from_decoder",
+    "predict_from_pan",
+    "predict_from_unet",
+    "preference_loss",
+    "spread_errors",
+]
+
+Predictor = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(z_t (V, C, H, W), t (V,), context (V, T, D), users (V, F)) -> predictions of (policy, reference)."""
+
+
+@dataclass(frozen=True)
+class GroupBatch:
+    """Noised groups, flattened to their valid candidates.
+
+    Attributes:
+        noised, target: (V, C, H, W); all candidates of a group share one noise level and one noise.
+        t: (V,) noise levels; t_group: (B,) the same by group.
+        context: (V, T, D); users: (V, F).
+        picked, valid: (B, N) bool.
+    """
+
+    noised: Tensor
+    target: Tensor
+    t: Tensor
+    t_group: Tensor
+    context: Tensor
+    users: Tensor
+    picked: Tensor
+    valid: Tensor
+
+
+def draw_groups(
+    rows: Tensor, table: GroupTable, data: EncodedData, scheduler: DDIMScheduler, config: PreferenceConfig,
+    pairs: bool = False,
+) -> GroupBatch:  # fmt: skip
+    """Noise the pictures of the groups `rows` (B,) with torch's global generator.
+
+    Args:
+        pairs: keep one picked and one unpicked candidate of each group, drawn at random (Eq. 19).
+    """
+    valid, picked, images = table.valid[rows], table.picked[rows], table.image_index[rows]
+    if pairs:
+        chosen = torch.stack([_choose(picked & valid), _choose(~picked & valid)], dim=1)  # (B, 2)
+        valid, picked, images = (x.gather(1, chosen) for x in (valid, picked, images))
+    z = data.latents(images[valid])
+    group = torch.arange(len(rows))[:, None].expand_as(valid)[valid]  # (V,)
+    t_group = sample_timesteps(len(rows), config.timestep_ranges)
+    noise = torch.randn(len(rows), *z.shape[1:])[group]
+    context = data.conditions([table.prompts[row] for row in rows.tolist()])[group]
+    t = t_group[group]
+    noised = scheduler.add_noise(z, noise, t)
+    target = prediction_target(scheduler, z, noise, t)
+    return GroupBatch(noised, target, t, t_group, context, table.features(rows)[group], picked, valid)
+
+
+def predict_from_unet(policy: UNet2DConditionModel, reference: UNet2DConditionModel) -> Predictor:
+    """Every weight of the policy trains; the reference is a second network."""
+
+    def predict(z: Tensor, t: Tensor, context: Tensor, users: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            from_reference = reference(z, t, context).sample
+        return policy(z, t, context).sample, from_reference
+
+    return predict
+
+
+def predict_from_decoder(policy: UNet2DConditionModel, reference: UNet2DConditionModel) -> Predictor:
+    """Only the policy's decoder trains: the encoder they share runs once, without gradient."""
+
+    def predict(z: Tensor, t: Tensor, context: Tensor, users: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            encoded = encode(reference, z, t, context)
+            from_reference = decode(reference, encoded)
+        return decode(policy, encoded), from_reference
+
+    return predict
+
+
+def predict_from_pan(pan: PersonalAdaptiveNetwork, unet: UNet2DConditionModel) -> Predictor:
+    """The adaptive network on a frozen U-Net, which without it is the reference: no second copy, one encoder pass."""
+
+    def predict(z: Tensor, t: Tensor, context: Tensor, users: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            encoded = encode(unet, z, t, context)
+            from_reference = decode(unet, encoded)
+        return decode(unet, encoded, pan(z, t, context, pan.user_map(users))), from_reference
+
+    return predict
+
+
+def spread_errors(batch: GroupBatch, prediction: Tensor) -> Tensor:
+    """Denoising errors by group: (V, C, H, W) -> (B, N), 0 where there is no candidate."""
+    errors = torch.zeros(batch.valid.shape, dtype=prediction.dtype)
+    return errors.masked_scatter(batch.valid, denoising_error(batch.target, prediction))
+
+
+def preference_loss(
+    gap: Tensor, batch: GroupBatch, scheduler: DDIMScheduler, config: PreferenceConfig, pairs: bool
+) -> Tensor:
+    """Mean loss of a batch, nats: Eq. 13 over groups or Eq. 19 over pairs, with the options of `config`.
+
+    Args:
+        gap: (B, N) s = err_theta - err_ref.
+    """
+    beta = beta_at(scheduler, batch.t_group, config.beta, config.beta_pivot, config.beta_floor)  # (B,)
+    if config.loser_clamp is not None:
+        gap = clamp_losers(gap, batch.picked, config.loser_clamp / beta)
+    if pairs:
+        loss = pairwise_preference_loss(gap[:, 0], gap[:, 1], beta=beta)
+    else:
+        objective, reduction = ("paper", "sum")
+        if isinstance(config, GeneratorConfig):
+            objective, reduction = config.objective, config.reduction
+        loss = group_preference_loss(gap, batch.picked, batch.valid, beta=beta, objective=objective, reduction=reduction)
+    return (loss * (beta / config.beta) ** -config.loss_balance).mean()
+
+
+def clamp_losers(gap: Tensor, picked: Tensor, limit: Tensor) -> Tensor:
+    """Cap the gap of unpicked candidates, (B, N) with limits (B,): making them worse than that earns nothing.
+
+    Unbounded, the easiest way to win is to denoise everything worse, the unpicked most of all.
+    """
+    return torch.where(picked, gap, torch.minimum(gap, limit[:, None]))
+
+
+def implicit_accuracy(gap: Tensor, picked: Tensor, valid: Tensor) -> float:
+    """Share of (picked, unpicked) pairs that the policy's implicit reward orders rightly, ties 1/2, in [0, 1]."""
+    pairs = (picked & valid)[:, :, None] & (~picked & valid)[:, None, :]
+    ahead = gap[:, None, :] - gap[:, :, None]  # s_n - s_p
+    right = (ahead > 0).double() + 0.5 * (ahead == 0).double()
+    return float((right * pairs).sum() / pairs.sum().clamp(min=1))
+
+
+def measure(batch: GroupBatch, policy: Tensor, reference: Tensor) -> tuple[Tensor, dict[str, float]]:
+    """Gap (B, N) with gradient, and what to log of it."""
+    err_theta, err_ref = spread_errors(batch, policy), spread_errors(batch, reference)
+    gap = reference_gap(err_theta, err_ref)
+    count = batch.valid.sum()
+    held = gap.detach()
+    return gap, {
+        "err_theta": (err_theta.detach().sum() / count).item(),
+        "err_ref": (err_ref.sum() / count).item(),
+        "implicit_accuracy": implicit_accuracy(held, batch.picked, batch.valid),
+    }
+
+
+def _choose(mask: Tensor) -> Tensor:
+    """One True column of each row, uniformly: (B, N) -> (B,)."""
+    return torch.multinomial(mask.float(), 1).squeeze(1)

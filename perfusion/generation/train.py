@@ -1,0 +1,315 @@
+"""Training on picks: SFT (Eq. 1), the DPO warm start (Eq. 19) and PerFusion (Eq. 13).
+
+What the paper leaves open, and what is done here:
+
+* The learning rate of 1e-8 (App. B.3) is the unscaled number of the public launcher; `scale_lr` multiplies it by the
+  effective batch, and the effective rate is reported.
+* Groups in which nothing, or everything, was picked hold no comparison: they are dropped before batching and counted.
+* Preference training can run away (every error rises, the unpicked pictures' fastest). Both errors and the share of
+  pairs ordered rightly are logged, and training stops with a named error when the policy denoises much worse than its
+  reference over twenty steps.
+* Whether the user matters is measured while training: the same batch with the users rolled by one group.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+
+from perfusion.config import GeneratorConfig, OptimiserConfig, PreferenceConfig, SamplingConfig
+from perfusion.data import GroupTable
+from perfusion.errors import ConfigError, DataError, DivergenceError
+from perfusion.generation.backbone import DiffusionBackbone, load_backbone, load_unet
+from perfusion.generation.encoding import EncodedData, open_encoded
+from perfusion.generation.noising import error_weight, prediction_target, sample_timesteps
+from perfusion.generation.objectives import (
+    GroupBatch,
+    Predictor,
+    draw_groups,
+    measure,
+    predict_from_decoder,
+    predict_from_pan,
+    predict_from_unet,
+    preference_loss,
+)
+from perfusion.generation.pan import PersonalAdaptiveNetwork
+from perfusion.generation.pipeline import PerFusionPipeline
+from perfusion.generation.preference import BETA_CONVENTION, denoising_error
+from perfusion.loop import TrainingRun, train
+from perfusion.seeding import generator_for
+
+__all__ = ["comparable_groups", "train_dpo", "train_generator", "train_sft"]
+
+Tables = Mapping[str, GroupTable]
+_PROBE_EVERY = 50  # steps between measurements with other users' features
+_WINDOW = 20  # steps over which divergence is judged
+_SHOWN = 4  # users, and prompts, of the pictures drawn while training
+
+
+def train_sft(
+    tables: Tables, encoded_dir: Path, diffusion_dir: Path, config: PreferenceConfig, out: Path, run: TrainingRun
+) -> dict[str, float]:
+    """Fine-tune the U-Net on picked pictures alone (Eq. 1); saves the U-Net in `out`.
+
+    A batch holds `batch_groups` picked pictures.
+    """
+    table, data = tables["train"], open_encoded(encoded_dir, tables["train"])
+    backbone = load_backbone(diffusion_dir)
+    group, column = (table.picked & table.valid).nonzero(as_tuple=True)
+    if not len(group):
+        raise DataError("no picked picture among the training groups: nothing to learn from")
+    unet = _trainable_unet(backbone.unet, config)
+
+    def objective(step: int) -> tuple[Tensor, dict[str, float]]:
+        chosen = _batch_rows(len(group), config.batch_groups, step, run)
+        rows = group[chosen]
+        z = data.latents(table.image_index[rows, column[chosen]])
+        noise = torch.randn_like(z)
+        t = sample_timesteps(len(z), config.timestep_ranges)
+        context = data.conditions([table.prompts[row] for row in rows.tolist()])
+        prediction = unet(backbone.scheduler.add_noise(z, noise, t), t, context).sample
+        error = denoising_error(prediction_target(backbone.scheduler, z, noise, t), prediction)
+        weight = error_weight(backbone.scheduler, t, config.weight_floor)
+        return (weight * error).mean(), {"error": error.mean().item()}
+
+    optimiser = _scaled(config)
+    metrics = train(_with_pictures(run, tables, backbone, unet), {"unet": unet}, objective, optimiser)
+    unet.save_pretrained(out)
+    return {**metrics, "pictures": len(group), "effective_lr": optimiser.lr}
+
+
+def train_dpo(
+    tables: Tables, encoded_dir: Path, diffusion_dir: Path, config: PreferenceConfig, out: Path, run: TrainingRun
+) -> dict[str, float]:
+    """Align the U-Net with what most users pick (Eq. 19), the warm start of App. B.3; saves the U-Net in `out`.
+
+    A batch holds one pair, a picked and an unpicked picture, of each of `batch_groups` groups.
+    """
+    backbone = load_backbone(diffusion_dir)
+    unet = _trainable_unet(backbone.unet, config)
+    predict = _unet_predictor(unet, backbone.unet, config)
+    objective, counts = _preference_objective(tables, encoded_dir, backbone, predict, config, run, pairs=True)
+    optimiser = _scaled(config)
+    _announce(run, config, optimiser)
+    metrics = train(_with_pictures(run, tables, backbone, unet), {"unet": unet}, objective, optimiser)
+    unet.save_pretrained(out)
+    return {**metrics, **counts, "effective_lr": optimiser.lr}
+
+
+def train_generator(
+    tables: Tables, encoded_dir: Path, diffusion_dir: Path, dpo_dir: Path, config: GeneratorConfig,
+    sampling: SamplingConfig, out: Path, run: TrainingRun,
+) -> dict[str, float]:  # fmt: skip
+    """PerFusion: train PAN on the frozen, DPO-aligned backbone with the group objective (Eq. 13).
+
+    Saves a complete `PerFusionPipeline` in `out`, with the feature encoder of the tables. Ablations: `config.pan=False`
+    trains the U-Net itself (a pipeline without a user), `config.group=False` trains on pairs (Eq. 19).
+    """
+    backbone = load_backbone(diffusion_dir)
+    backbone.unet = load_unet(dpo_dir).requires_grad_(False).eval()
+    optimiser = _scaled(config)
+    _announce(run, config, optimiser)
+    pan: PersonalAdaptiveNetwork | None = None
+    unet: UNet2DConditionModel = backbone.unet
+    modules: dict[str, nn.Module]
+    if config.pan:
+        pan = build_pan(backbone.unet, tables["train"], config, run)
+        predict, modules = predict_from_pan(pan, backbone.unet), {"pan": pan}
+        groups = [
+            {"params": pan.copy_parameters(), "lr": optimiser.lr},
+            {"params": pan.user_parameters(), "lr": optimiser.lr * config.user_lr_factor},
+        ]
+    else:
+        unet = _trainable_unet(backbone.unet, config)
+        predict, modules, groups = _unet_predictor(unet, backbone.unet, config), {"unet": unet}, None
+    objective, counts = _preference_objective(
+        tables, encoded_dir, backbone, predict, config, run, pairs=not config.group, dropout=config.unknown_dropout,
+        personal=config.pan,
+    )  # fmt: skip
+    pipe = PerFusionPipeline(
+        **{**backbone.components(), "unet": unet}, pan=pan, features=tables["train"].encoder,
+        num_inference_steps=sampling.steps, guidance_scale=sampling.guidance_scale, user_scale=config.user_scale,
+        eta=sampling.eta,
+    )  # fmt: skip
+    metrics = train(_drawing(run, tables, pipe), modules, objective, optimiser, groups)
+    pipe.save_pretrained(out)
+    return {**metrics, **counts, "effective_lr": optimiser.lr}
+
+
+def build_pan(
+    unet: UNet2DConditionModel, table: GroupTable, config: GeneratorConfig, run: TrainingRun
+) -> PersonalAdaptiveNetwork:
+    """A fresh adaptive network for the users of `table`; its random part is a function of the run's seed and name.
+
+    Raises:
+        ConfigError: noise levels are trained at which the network is not run.
+    """
+    lowest = min(low for low, _ in config.timestep_ranges)
+    if lowest < config.min_timestep:
+        raise ConfigError(
+            f"generator.timestep_ranges starts at {lowest}, below generator.min_timestep {config.min_timestep}, where "
+            "the adaptive network says nothing: raise the one or lower the other"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator_for(run.seed, run.name, "init").initial_seed())
+        return PersonalAdaptiveNetwork.from_unet(
+            unet, table.encoder.cardinalities, embedding_dim=config.embedding_dim, cross_layers=config.cross_layers,
+            cross_norm=config.cross_norm, min_timestep=config.min_timestep,
+        ).train()  # fmt: skip
+
+
+def comparable_groups(table: GroupTable) -> tuple[Tensor, dict[str, float]]:
+    """Rows of the groups that hold a comparison, and how many were dropped for which reason.
+
+    Raises:
+        DataError: none does.
+    """
+    some = (table.picked & table.valid).any(1)
+    rest = (~table.picked & table.valid).any(1)
+    rows = (some & rest).nonzero().squeeze(1)
+    counts = {
+        "groups": float(len(rows)),
+        "dropped_nothing_picked": float((~some).sum()),
+        "dropped_all_picked": float((some & ~rest).sum()),
+    }
+    if not len(rows):
+        raise DataError(f"no group holds both a picked and an unpicked picture: {counts}")
+    return rows, counts
+
+
+def _preference_objective(
+    tables: Tables, encoded_dir: Path, backbone: DiffusionBackbone, predict: Predictor, config: PreferenceConfig,
+    run: TrainingRun, pairs: bool, dropout: float = 0.0, personal: bool = False,
+) -> tuple[Callable[[int], tuple[Tensor, dict[str, float]]], dict[str, float]]:  # fmt: skip
+    """The function of the step that the loop minimises, and the counts of the groups it draws from."""
+    table = tables["train"]
+    data: EncodedData = open_encoded(encoded_dir, table)
+    usable, counts = comparable_groups(table)
+    guard = _DivergenceGuard(config.max_error_ratio, run.name)
+
+    def objective(step: int) -> tuple[Tensor, dict[str, float]]:
+        rows = usable[_batch_rows(len(usable), config.batch_groups, step, run)]
+        batch = draw_groups(rows, table, data, backbone.scheduler, config, pairs)
+        users = _forget_ids(batch.users, batch.valid, dropout)
+        gap, metrics = measure(batch, *predict(batch.noised, batch.t, batch.context, users))
+        guard.check(metrics)
+        if personal and (step + 1) % _PROBE_EVERY == 0:
+            metrics["wrong_user_accuracy"] = _with_wrong_users(batch, predict)
+        return preference_loss(gap, batch, backbone.scheduler, config, pairs), metrics
+
+    return objective, counts
+
+
+def _forget_ids(users: Tensor, valid: Tensor, share: float) -> Tensor:
+    """Mask the user id, the last feature, of a share of the groups, so that strangers are served by their features."""
+    if share == 0.0:
+        return users
+    group = torch.arange(len(valid))[:, None].expand_as(valid)[valid]
+    forgotten = (torch.rand(len(valid)) < share)[group]
+    return torch.cat([users[:, :-1], users[:, -1:].masked_fill(forgotten[:, None], 0)], dim=1)
+
+
+@torch.no_grad()
+def _with_wrong_users(batch: GroupBatch, predict: Predictor) -> float:
+    """Implicit accuracy when each group is shown the next group's user: no better than chance if only users matter."""
+    group = torch.arange(len(batch.valid))[:, None].expand_as(batch.valid)[batch.valid]
+    first = torch.searchsorted(group, torch.arange(len(batch.valid)))
+    users = batch.users[first].roll(1, 0)[group]
+    _, metrics = measure(batch, *predict(batch.noised, batch.t, batch.context, users))
+    return metrics["implicit_accuracy"]
+
+
+class _DivergenceGuard:
+    """Stops training when the policy denoises worse than `limit` times its reference over a window of steps."""
+
+    def __init__(self, limit: float, name: str) -> None:
+        self.limit, self.name = limit, name
+        self.errors: deque[tuple[float, float]] = deque(maxlen=_WINDOW)
+
+    def check(self, metrics: Mapping[str, float]) -> None:
+        self.errors.append((metrics["err_theta"], metrics["err_ref"]))
+        policy, reference = (sum(side) for side in zip(*self.errors, strict=True))
+        if len(self.errors) == _WINDOW and policy > self.limit * reference:
+            raise DivergenceError(
+                f"{self.name}: err_theta / err_ref is {policy / reference:.3f} over {_WINDOW} steps, limit "
+                f"{self.limit:g} ({self.name}.max_error_ratio): lower the learning rate, raise beta or set loser_clamp"
+            )
+
+
+def _trainable_unet(source: UNet2DConditionModel, config: PreferenceConfig) -> UNet2DConditionModel:
+    """A copy of the U-Net with gradients, in all of it or its decoder."""
+    unet: UNet2DConditionModel = copy.deepcopy(source).requires_grad_(config.trainable == "full").train()
+    for part in (unet.up_blocks, unet.conv_norm_out, unet.conv_out):
+        part.requires_grad_(True)
+    return unet
+
+
+def _unet_predictor(
+    unet: UNet2DConditionModel, reference: UNet2DConditionModel, config: PreferenceConfig
+) -> Predictor:
+    return (predict_from_unet if config.trainable == "full" else predict_from_decoder)(unet, reference)
+
+
+def _batch_rows(count: int, size: int, step: int, run: TrainingRun) -> Tensor:
+    """Rows of one batch: every row once an epoch, in an order that is a function of the epoch."""
+    at = torch.arange(step * size, (step + 1) * size)
+    rows = torch.empty(size, dtype=torch.long)
+    for epoch in at.div(count, rounding_mode="floor").unique().tolist():
+        order = torch.randperm(count, generator=generator_for(run.seed, run.name, "epoch", epoch))
+        inside = at // count == epoch
+        rows[inside] = order[at[inside] - epoch * count]
+    return rows
+
+
+def _scaled(config: PreferenceConfig) -> OptimiserConfig:
+    """The optimiser section with its effective learning rate."""
+    factor = config.batch_groups * config.optimiser.accumulate if config.scale_lr else 1
+    return config.optimiser.model_copy(update={"lr": config.optimiser.lr * factor})
+
+
+def _announce(run: TrainingRun, config: PreferenceConfig, optimiser: OptimiserConfig) -> None:
+    scaled = f" = {config.optimiser.lr:g} x effective batch" if config.scale_lr else ""
+    sys.stderr.write(
+        f"{run.name}: beta {config.beta:g}; {BETA_CONVENTION}\n{run.name}: learning rate {optimiser.lr:g}{scaled}\n"
+    )
+
+
+def _with_pictures(
+    run: TrainingRun, tables: Tables, backbone: DiffusionBackbone, unet: UNet2DConditionModel
+) -> TrainingRun:
+    """The run with sample pictures of a U-Net in training, with the samplers' defaults."""
+    sampling = SamplingConfig()
+    pipe = PerFusionPipeline(
+        **{**backbone.components(), "unet": unet}, num_inference_steps=sampling.steps,
+        guidance_scale=sampling.guidance_scale, eta=sampling.eta,
+    )  # fmt: skip
+    return _drawing(run, tables, pipe)
+
+
+def _drawing(run: TrainingRun, tables: Tables, pipe: PerFusionPipeline) -> TrainingRun:
+    """The run with sample pictures: a row for each of some users, a column for each of some prompts, fixed noise."""
+    if run.on_pictures is None:
+        return run
+    table = tables["valid"] if len(tables.get("valid", ())) else tables["train"]
+    rows = torch.linspace(0, len(table) - 1, _SHOWN).long()
+    prompts = [table.prompts[row] for row in rows.tolist()] * _SHOWN
+    users = table.features(rows).repeat_interleave(_SHOWN, 0) if pipe.pan is not None else None
+    on_pictures = run.on_pictures
+
+    def draw(step: int) -> None:
+        generators = [generator_for(run.seed, "samples", i % _SHOWN) for i in range(len(prompts))]
+        pictures: Any = pipe(
+            prompts, users, num_images_per_prompt=1, generator=generators, output_type="pt"
+        ).images  # fmt: skip
+        on_pictures(step, (pictures * 255).round().to(torch.uint8))
+
+    return replace(run, on_sample=draw)
