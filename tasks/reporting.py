@@ -1,0 +1,128 @@
+"""Reports of a retraining: a summary for machines, one offline page a run, and one page that compares two runs.
+
+    summary(workspace)                    what `perfusion report --json` prints
+    write_report(workspace)               work/report/index.html
+    compare(workspace, a, b, out)         one page, from run ids, "generator@3" or two work folders
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tasks.reporting_charts import curve_svg, panels
+from tasks.reporting_page import write_page
+from tasks.reporting_pictures import contact_sheet
+from tasks.reporting_record import RunRecord, read_record
+from tasks.reporting_summary import summarise
+from tasks.reporting_views import (
+    data_view,
+    gates_view,
+    generator_view,
+    reward_view,
+    tiles_view,
+    times_view,
+    verdict_view,
+)
+from tasks.reporting_words import GLOSSARY, number, seconds
+from tasks.workspace import Workspace
+
+__all__ = ["summary", "write_report"]
+
+
+def summary(workspace: Workspace) -> dict[str, Any]:
+    """The headline figures of the workspace's last run; what does not exist is None and `missing` says why.
+
+    Raises:
+        ReportError: nothing was recorded, a record is damaged, or the data counts do not add up.
+    """
+    record = read_record(workspace.root)
+    return summarise(record, _serving(workspace, record))
+
+
+def write_report(workspace: Workspace, out: Path | None = None, lineage: Mapping[str, Any] | None = None) -> Path:
+    """Write the page of the workspace's last run and return its path.
+
+    Args:
+        workspace: whose run.
+        out: the file; None is report/index.html in the work folder.
+        lineage: what to tell about the run's origin beside what the workspace knows, e.g. the git commit.
+
+    Raises:
+        ReportError: nothing was recorded, a record is damaged, or the data counts do not add up.
+    """
+    record = read_record(workspace.root)
+    serving = _serving(workspace, record)
+    return write_page(
+        out or workspace.report / "index.html",
+        "report.html.j2",
+        title=record.title,
+        kicker=_kicker(record),
+        verdict=verdict_view(record, serving),
+        gates=gates_view(record),
+        gate_missing="The flow did not ask this gate.",
+        tiles=tiles_view(record),
+        sheet=contact_sheet(record),
+        reward=reward_view(record),
+        generator=generator_view(record),
+        data=data_view(record),
+        curves=_curves(record),
+        times=times_view(record),
+        lineage=_lineage(record, serving, lineage or {}),
+        params=dict(flatten(record.params)),
+        glossary=GLOSSARY,
+        missing=summarise(record, serving)["missing"],
+    )
+
+
+def flatten(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """(dotted key, value) of a nested parameter file, in its own order."""
+    pairs: list[tuple[str, Any]] = []
+    for key, value in record.items():
+        pairs += flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
+    return pairs
+
+
+def _serving(workspace: Workspace, record: RunRecord) -> dict[str, int | None]:
+    """The champions of the run's family; none where there is no store yet."""
+    if not (workspace.mlruns / "mlflow.db").exists():
+        return {}
+    from tasks.registry import open_registry
+
+    registry = open_registry(workspace.tracking_uri, workspace.mlruns)
+    return registry.champions(record.params.get("name", "perfusion"))
+
+
+def _kicker(record: RunRecord) -> list[str]:
+    facts = [datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")]
+    if (checked := record.metrics.get("validate")) is not None:
+        facts.append(f"{number(checked['groups_in'], 0)} group records")
+    if record.seconds:
+        facts.append(f"{seconds(times_view(record)['total'])} of computing")
+    return facts
+
+
+def _curves(record: RunRecord) -> list[dict[str, str]]:
+    drawings = []
+    for run, table in record.curves():
+        for metric in panels(table):
+            last = table[metric].dropna()
+            drawings.append(
+                {
+                    "run": run,
+                    "metric": metric.replace("_", " "),
+                    "svg": curve_svg(table, metric, salt=f"{run}-{metric}"),
+                    "caption": f"{number(last.iloc[0], 4)} at first, {number(last.iloc[-1], 4)} at step {int(table['step'].iloc[-1])}",
+                }
+            )
+    return drawings
+
+
+def _lineage(record: RunRecord, serving: Mapping[str, int | None], given: Mapping[str, Any]) -> dict[str, Any]:
+    known: dict[str, Any] = {"data digest": record.data_digest, "seed": record.params.get("seed", 0)}
+    known |= {f"champion {name}": version if version is not None else "none" for name, version in serving.items()}
+    if record.outcome is not None and (run_id := record.outcome.get("run_id")):
+        known["MLflow run"] = run_id
+    return {**given, **known}

@@ -1,0 +1,210 @@
+"""What one retraining left behind, read from files and nothing else: the evidence every page and summary rests on.
+
+A part that was never made is None here and "not there, because ..." on the page; nothing is filled in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from perfusion.errors import DataError, PerFusionError
+from tasks.livelog import LogTail
+
+__all__ = ["Figure", "ReportError", "RunRecord", "figure", "read_record"]
+
+
+class ReportError(PerFusionError):
+    """A report was asked for that the files at hand cannot give."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number with the bounds of its interval; the bounds are None where there were too few users for them."""
+
+    mean: float
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def certain(self) -> bool:
+        """Whether both bounds exist."""
+        return self.low is not None and self.high is not None
+
+    @property
+    def side(self) -> int:
+        """+1 when the whole interval lies above 0, -1 when below, else 0: undecided."""
+        if self.low is not None and self.low > 0:
+            return 1
+        return -1 if self.high is not None and self.high < 0 else 0
+
+
+def figure(record: Mapping[str, Any] | None, key: str) -> Figure | None:
+    """The figure `key` of a metrics record, written either as {"mean", "low", "high"} or as `key` with `key_ci`."""
+    value = (record or {}).get(key)
+    if isinstance(value, Mapping):
+        low, high, value = value.get("low"), value.get("high"), value.get("mean")
+    else:
+        low, high = (record or {}).get(f"{key}_ci") or (None, None)
+    return None if value is None or not math.isfinite(value) else Figure(float(value), low, high)
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """The evidence of one run.
+
+    Attributes:
+        work: folder with metrics/, evaluation/ and logs/.
+        title: what to call the run on a page.
+        params: the parameter file as written, {} when absent.
+        metrics: stage -> its metrics.
+        gates: gate -> its decision as plain values.
+        seconds: stage -> seconds of the last time it really ran.
+        outcome: how the flow ended (status, reasons, versions); None when no flow ran to its end here.
+        data_digest: hash of the dataset that was trained on; None when nothing recorded it.
+    """
+
+    work: Path
+    title: str
+    params: dict[str, Any]
+    metrics: dict[str, dict[str, Any]]
+    gates: dict[str, dict[str, Any]]
+    seconds: dict[str, float]
+    outcome: dict[str, Any] | None
+    data_digest: str | None
+
+    @property
+    def reward(self) -> dict[str, Any] | None:
+        """What `evaluate-reward` measured."""
+        return self.metrics.get("evaluate-reward")
+
+    @property
+    def generator(self) -> dict[str, Any] | None:
+        """What `evaluate-generator` measured."""
+        return self.metrics.get("evaluate-generator")
+
+    @property
+    def scorers(self) -> dict[str, dict[str, Any]]:
+        """Scorer -> its MAP and GAUC on the held-out groups of known merchants, the planted world's own included."""
+        reward = self.reward or {}
+        reports = {name: value for name, value in reward.items() if isinstance(value, dict) and "tie_policy" in value}
+        return {**reward.get("references", {}), **reports}
+
+    @property
+    def floor_map(self) -> float | None:
+        """The MAP of a random order on the same groups."""
+        return (self.reward or {}).get("floor_map")
+
+    @property
+    def arms(self) -> dict[str, dict[str, Any]]:
+        """Generator arm -> metric -> figure."""
+        return dict((self.generator or {}).get("arms", {}))
+
+    @property
+    def differences(self) -> dict[str, dict[str, Any]]:
+        """Paired differences between arms, "perfusion - base" -> metric -> figure."""
+        return dict((self.generator or {}).get("paired", {}))
+
+    @cached_property
+    def groups(self) -> pd.DataFrame | None:
+        """Average precision and AUC per held-out group and scorer; None when they were not kept."""
+        return _read_parquet(self.work / "evaluation" / "reward" / "groups.parquet")
+
+    @cached_property
+    def slices(self) -> pd.DataFrame | None:
+        """The reward model's gain for every value of every merchant feature; None when it was not kept."""
+        return _read_parquet(self.work / "evaluation" / "reward" / "slices.parquet")
+
+    @cached_property
+    def pictures(self) -> pd.DataFrame | None:
+        """One row per generated picture, with its file and scores; None when they were not kept."""
+        return _read_parquet(self.work / "evaluation" / "generator" / "pictures.parquet")
+
+    def picture_file(self, name: str) -> Path:
+        """The file of a picture named in `pictures`."""
+        return self.work / "evaluation" / "generator" / name
+
+    def curves(self) -> Iterator[tuple[str, pd.DataFrame]]:
+        """(run, table with a column `step` and one per metric) for every training that logged, in stage order."""
+        order = {stage: index for index, stage in enumerate(self.metrics)}
+        for file in sorted((self.work / "logs").glob("*.jsonl"), key=lambda file: (order.get(file.stem, 99), file.stem)):
+            yield from _curves(file)
+
+
+def read_record(folder: Path, title: str | None = None) -> RunRecord:
+    """Read a workspace, its `work` folder, or the downloaded artifacts of an MLflow run (all have the same layout).
+
+    Raises:
+        ReportError: nothing was recorded there, or a record is damaged; names the file and the remedy.
+    """
+    work = folder / "work" if (folder / "work" / "metrics").is_dir() else folder
+    if not (work / "metrics").is_dir():
+        raise ReportError(
+            f"{folder}: no run was recorded here (no metrics folder)\n"
+            "remedy: run `make retrain` first, or name a workspace, its work folder or an MLflow run"
+        )
+    root = work.parent if work.name == "work" else work
+    records = {file.stem: _read_json(file) for file in sorted((work / "metrics").glob("*.json"))}
+    gates, seconds = records.pop("gates", {}), records.pop("seconds", {})
+    params = root / "params.yaml"
+    outcome = work / "outcome.json"
+    return RunRecord(
+        work=work,
+        title=title or root.name,
+        params=yaml.safe_load(params.read_text()) or {} if params.exists() else {},
+        metrics=records,
+        gates=gates,
+        seconds=seconds,
+        outcome=_read_json(outcome) if outcome.exists() else None,
+        data_digest=_data_digest(root, records),
+    )
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(file.read_text())
+    except ValueError as error:
+        raise ReportError(f"{file}: damaged ({error})\nremedy: delete it and run the stage {file.stem!r} again") from None
+    if not isinstance(record, dict):
+        raise ReportError(f"{file}: holds {type(record).__name__}, needs one JSON object\nremedy: run the stage again")
+    return record
+
+
+def _read_parquet(file: Path) -> pd.DataFrame | None:
+    if not file.exists():
+        return None
+    try:
+        return pd.read_parquet(file)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: damaged ({error})\nremedy: delete it and run its stage again") from None
+
+
+def _data_digest(root: Path, records: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """The dataset's canonical content hash, else the hash by which `dvc.lock` knew its files."""
+    for stage in ("validate", "split"):
+        if (known := records.get(stage, {}).get("content_hash")) is not None:
+            return str(known)
+    lock = root / "dvc.lock"
+    stages = (yaml.safe_load(lock.read_text()) or {}).get("stages", {}) if lock.exists() else {}
+    hashes = [f"{dep['path']}={dep.get('md5')}" for dep in stages.get("validate", {}).get("deps", [])]
+    data = sorted(entry for entry in hashes if entry.startswith("data"))
+    return hashlib.sha256("\n".join(data).encode()).hexdigest()[:16] if data else None
+
+
+def _curves(file: Path) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The logged metrics of one stage, by training run."""
+    rows: dict[str, dict[int, dict[str, float]]] = {}
+    for entry in LogTail(file).poll():
+        if "metrics" in entry:
+            rows.setdefault(entry["run"], {}).setdefault(int(entry["step"]), {}).update(entry["metrics"])
+    for run, steps in rows.items():
+        yield run, pd.DataFrame([{"step": step, **metrics} for step, metrics in sorted(steps.items())])
