@@ -8,4 +8,12 @@ from perfusion.nn.crossing import CrossNetwork, cross_layer
 from perfusion.nn.embedding import FeatureEmbedding
 from perfusion.nn.plugin import AdaptiveStack, PersonalPlugIn, UserEncoder
 
-__all__ = ["AdaptiveNetwork", "AdaptiveStack", "CrossNetwork", "FeatureEmbedding", "PersonalPlugIn", "UserEncoder", "cross_layer"]
+__all__ = [
+    "AdaptiveNetwork",
+    "AdaptiveStack",
+    "CrossNetwork",
+    "FeatureEmbedding",
+    "PersonalPlugIn",
+    "UserEncoder",
+    "cross_layer",
+]

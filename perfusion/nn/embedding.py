@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +25,6 @@ class FeatureEmbedding(nn.Module):
         std: standard deviation of the initial rows.
     """
 
-    offsets: Tensor
-
     def __init__(self, cardinalities: Sequence[int], dim: int, std: float = 1.0) -> None:
         super().__init__()
         if not cardinalities or min(cardinalities) < 1:
@@ -36,7 +35,6 @@ class FeatureEmbedding(nn.Module):
         self.dim = dim
         self.std = std
         self.table = nn.Embedding(sum(self.cardinalities), dim)
-        self.register_buffer("offsets", self._first_rows(), persistent=False)
         self.reset_parameters()
 
     @property
@@ -44,14 +42,14 @@ class FeatureEmbedding(nn.Module):
         """Width of the concatenated vector, F * dim."""
         return len(self.cardinalities) * self.dim
 
-    def _first_rows(self) -> Tensor:
-        sizes = torch.tensor((0, *self.cardinalities[:-1]), dtype=torch.long)
-        return sizes.cumsum(0)
+    def _first_rows(self, device: torch.device) -> Tensor:
+        """Row of each feature's id 0, (F,)."""
+        return torch.tensor(list(accumulate(self.cardinalities[:-1], initial=0)), device=device)
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.table.weight, std=self.std)
         with torch.no_grad():
-            self.table.weight[self._first_rows()] = 0.0
+            self.table.weight[self._first_rows(self.table.weight.device)] = 0.0
 
     def forward(self, users: Tensor) -> Tensor:
         """Look up and concatenate.
@@ -73,4 +71,4 @@ class FeatureEmbedding(nn.Module):
                 f"user feature ids out of range: largest {users.amax(0).tolist()}, smallest {users.amin(0).tolist()}, "
                 f"allowed [0, {list(self.cardinalities)}); encode users with the FeatureEncoder saved beside the model"
             )
-        return self.table(users + self.offsets).flatten(1)
+        return self.table(users + self._first_rows(users.device)).flatten(1)

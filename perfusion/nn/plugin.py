@@ -87,7 +87,10 @@ class PersonalPlugIn(nn.Module):
         self.encoder = encoder
         self._stack = {name: f"{width}x{layers}" for name, (width, layers) in towers.items()}
         self.adaptive = nn.ModuleDict(
-            {f"{width}x{layers}": AdaptiveStack(encoder.width, hidden, width, layers) for width, layers in towers.values()}
+            {
+                f"{width}x{layers}": AdaptiveStack(encoder.width, hidden, width, layers)
+                for width, layers in towers.values()
+            }
         )
 
     def forward(self, users: Tensor, tower: str) -> Tensor:

@@ -13,10 +13,14 @@ from perfusion.reward.losses import (  # noqa: E402
     pickscore_loss,
     predicted_shares,
 )
+from perfusion.reward.model import PerFusionRM, PerFusionRMConfig  # noqa: E402
 from perfusion.reward.pretrain import pretrain_clip  # noqa: E402
+from perfusion.reward.train import train_pickscore, train_reward  # noqa: E402
 
 __all__ = [
     "Backbone",
+    "PerFusionRM",
+    "PerFusionRMConfig",
     "cosine_similarity",
     "group_loss",
     "group_loss_minimum",
@@ -25,6 +29,8 @@ __all__ = [
     "pickscore_loss",
     "predicted_shares",
     "pretrain_clip",
+    "train_pickscore",
+    "train_reward",
     "twin",
     "weights_hash",
 ]

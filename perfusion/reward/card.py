@@ -40,15 +40,19 @@ blind = model.score(prompts, pixels)                   # the same backbone witho
 ```
 
 Scores order the candidates of one prompt; they say nothing across prompts. A merchant's taste is inferred from profile
-and history, so the scores of a merchant the model has not seen rest on the profile alone. `config.json` holds the sizes,
-`training.json`, where present, the resolved parameters of the run.
+and history, so the scores of a merchant the model has not seen rest on the profile alone. `config.json` holds the
+sizes, `training.json`, where present, the resolved parameters of the run.
 """
 
 
 def write_card(model: PerFusionRM, folder: Path) -> None:
     """Write README.md."""
     frozen = sum(parameter.numel() for parameter in model.backbone.parameters())
-    names = model.encoder.names if model.encoder is not None else [f"id {i}" for i in range(len(model.config.cardinalities))]
+    names = (
+        model.encoder.names
+        if model.encoder is not None
+        else [f"id {i}" for i in range(len(model.config.cardinalities))]
+    )
     text = _CARD.format(
         variant=model.config.variant,
         features=", ".join(f"{name} ({count})" for name, count in zip(names, model.config.cardinalities, strict=True)),

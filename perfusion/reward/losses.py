@@ -86,7 +86,7 @@ def _log_complement(s: Tensor, valid: Tensor) -> Tensor:
 
 
 def group_loss_minimum(picked: Tensor, valid: Tensor) -> Tensor:
-    """The least value of Eq. 9, reached at p_hat = p: sum_i H_b(p_i) with the binary entropy H_b, shape (B,), in nats."""
+    """The least value of Eq. 9, at p_hat = p: sum_i H_b(p_i), H_b the binary entropy, shape (B,), in nats."""
     p = ideal_shares(picked, valid)
     entropy = -(torch.xlogy(p, p) + torch.xlogy(1 - p, 1 - p))
     return entropy.masked_fill(~valid, 0.0).sum(-1)

@@ -21,6 +21,7 @@ from perfusion.errors import ConfigError, DataError, WeightsError
 from perfusion.nn import AdaptiveNetwork, CrossNetwork, FeatureEmbedding, PersonalPlugIn, UserEncoder
 from perfusion.nn.injection import make_injectable
 from perfusion.reward.backbones import Backbone
+from perfusion.reward.batches import Candidates
 from perfusion.reward.card import write_card
 from perfusion.reward.losses import cosine_similarity
 
@@ -108,9 +109,13 @@ class PerFusionRM(PreTrainedModel):
 
     @classmethod
     def from_backbone(
-        cls, backbone: Backbone, cardinalities: Sequence[int], config: RewardConfig, encoder: FeatureEncoder | None = None
+        cls,
+        backbone: Backbone,
+        cardinalities: Sequence[int],
+        config: RewardConfig,
+        encoder: FeatureEncoder | None = None,
     ) -> Self:
-        """A new model around `backbone`, whose weights are copied. Plug-in weights come from torch's global generator."""
+        """A new model around a copy of `backbone`; plug-in weights come from torch's global generator."""
         model = cls(
             PerFusionRMConfig(
                 backbone_config=backbone.clip.config.to_dict(),
@@ -172,7 +177,12 @@ class PerFusionRM(PreTrainedModel):
         ).pooler_output
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor, group: Tensor, users: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        pixel_values: Tensor,
+        group: Tensor,
+        users: Tensor | None = None,
     ) -> Tensor:
         """Scores scale * cosine of R candidates, (R,) (Eq. 6).
 
@@ -185,6 +195,15 @@ class PerFusionRM(PreTrainedModel):
         text = self.text_embeds(input_ids, attention_mask, users)
         image = self.image_embeds(pixel_values, users, group)
         return self.scale * cosine_similarity(text[group], image)
+
+    def score_candidates(self, batch: Candidates) -> Tensor:
+        """Scores of a training batch, (R,); its `image` may be pictures, or the embeddings that no user changes."""
+        if batch.image.ndim == 4:
+            return self(**batch.tokens, pixel_values=batch.image, group=batch.group, users=batch.users)
+        if self.knowledge("vision", batch.users) is not None:
+            raise ConfigError(f"variant {self.config.variant!r} changes picture embeddings by user: pass pictures")
+        text = self.text_embeds(**batch.tokens, users=batch.users)
+        return self.scale * cosine_similarity(text[batch.group], batch.image)
 
     @torch.no_grad()
     def score(
@@ -246,7 +265,7 @@ class PerFusionRM(PreTrainedModel):
             raise WeightsError(f"{folder}: no PerFusionRM here (config.json is absent); run the reward stage first")
         try:
             model = super().from_pretrained(folder, *args, **kwargs)
-            model.tokenizer = AutoTokenizer.from_pretrained(folder)
+            model.tokenizer = AutoTokenizer.from_pretrained(folder, config=model.config.backbone_config)
             model.processor = AutoImageProcessor.from_pretrained(folder)
         except (OSError, ValueError) as error:
             raise WeightsError(f"{folder}: not a complete PerFusionRM: {error}; run the reward stage again") from error

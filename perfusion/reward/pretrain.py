@@ -128,13 +128,11 @@ def _loss(
     target, known = picture_targets(labels, sizes, codes)
     response = image @ codes.T  # (n, K)
     geometry = ((response - target @ codes.T).square() * known).sum() / known.sum()
-    phrase = (
-        sum(
-            functional.cross_entropy(scale * part, label, ignore_index=-1, reduction="sum")
-            for part, label in zip(response.split(sizes, dim=1), labels.T, strict=True)
-        )
-        / (labels >= 0).sum()
-    )
+    inside = [
+        functional.cross_entropy(scale * part, label, ignore_index=-1, reduction="sum")
+        for part, label in zip(response.split(sizes, dim=1), labels.T, strict=True)
+    ]
+    phrase = torch.stack(inside).sum() / (labels >= 0).sum()
     text_error = 1 - (text * torch.cat([caption_targets(captions, named), codes])).sum(-1).mean()
     logits = scale * text[: len(captions)] @ image[: len(paired)][paired].T
     same = torch.arange(len(captions))
@@ -144,14 +142,14 @@ def _loss(
         + config.text_weight * text_error + config.contrastive_weight * contrastive
     )  # fmt: skip
     return loss, {
-        "geometry": geometry.item(), "phrase": float(phrase), "text": text_error.item(),
+        "geometry": geometry.item(), "phrase": phrase.item(), "text": text_error.item(),
         "contrastive": contrastive.item(), "scale": scale.item(),
     }  # fmt: skip
 
 
 @torch.no_grad()
 def zero_shot_accuracy(backbone: Backbone, corpus: Corpus, rows: slice) -> dict[str, float]:
-    """Share of pictures whose own phrase is the nearest of its family, by text and vision tower, per family and mean."""
+    """Share of held-out pictures whose own phrase is the nearest of its family by both towers, per family and mean."""
     image = functional.normalize(
         torch.cat([
             backbone.clip.get_image_features(backbone.prepare(part)).pooler_output
