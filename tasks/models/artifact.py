@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,10 @@ from typing import Any
 import mlflow
 import numpy as np
 import pandas as pd
-from mlflow.models import ModelSignature
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModelOutput
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
 from perfusion.data import FeatureEncoder, encode_png
@@ -21,16 +25,26 @@ __all__ = ["log_generator", "log_reward"]
 
 CODE = Path(__file__).resolve().parents[2]
 PACKAGES = (
-    "mlflow", "torch", "transformers", "diffusers", "safetensors", "tokenizers", "pandas", "pyarrow", "pillow", "pydantic"
-)  # fmt: skip
+    "mlflow",
+    "torch",
+    "transformers",
+    "diffusers",
+    "safetensors",
+    "tokenizers",
+    "pandas",
+    "pyarrow",
+    "pillow",
+    "pydantic",
+)
 _USER = ColSpec(DataType.string, "user_id", required=False)
 
 
-def log_reward(registry: Registry, name: str, model: Path, users: Path) -> int:
-    """Log a PerFusionRM folder under the active MLflow run and register it as the challenger of `{name}-reward`.
+def log_reward(registry: Registry, run_id: str, name: str, model: Path, users: Path) -> int:
+    """Log a PerFusionRM folder as a model of an MLflow run, and as the challenger of `{name}-reward`.
 
     Args:
         registry: the store.
+        run_id: the MLflow run that trained it; may have ended.
         name: family, e.g. "perfusion".
         model: folder written by `PerFusionRM.save_pretrained`, with its features.json.
         users: parquet of user_id and features: the users that can be asked for by id alone.
@@ -46,15 +60,17 @@ def log_reward(registry: Registry, name: str, model: Path, users: Path) -> int:
         inputs=Schema([*request, *_features(encoder)]),
         outputs=Schema([ColSpec(DataType.double, "score"), ColSpec(DataType.boolean, "user_blind")]),
     )
-    return _log(registry, f"{name}-reward", "serve_reward.py", model, users, signature, example, {})
+    return _log(registry, run_id, f"{name}-reward", "serve_reward.py", model, users, signature, example, {})
 
 
-def log_generator(registry: Registry, name: str, model: Path, users: Path, judged_by: int) -> int:
-    """Log a PerFusionPipeline folder under the active MLflow run and register it as challenger of `{name}-generator`.
+def log_generator(
+    registry: Registry, run_id: str, name: str, model: Path, users: Path, judged_by: int
+) -> int:  # fmt: skip
+    """Log a PerFusionPipeline folder as a model of an MLflow run, and as the challenger of `{name}-generator`.
 
     Args:
         judged_by: version of `{name}-reward` that its evaluation used; the two are promoted together.
-        registry, name, model, users: as for `log_reward`.
+        registry, run_id, name, model, users: as for `log_reward`.
 
     Returns:
         The new version.
@@ -69,28 +85,45 @@ def log_generator(registry: Registry, name: str, model: Path, users: Path, judge
         params=ParamSchema(_sampling_defaults(model)),
     )
     tags = {JUDGED_BY: str(judged_by)}
-    return _log(registry, f"{name}-generator", "serve_generator.py", model, users, signature, example, tags)
+    return _log(registry, run_id, f"{name}-generator", "serve_generator.py", model, users, signature, example, tags)
 
 
 def _log(
-    registry: Registry, name: str, script: str, model: Path, users: Path, signature: ModelSignature,
+    registry: Registry, run_id: str, name: str, script: str, model: Path, users: Path, signature: ModelSignature,
     example: pd.DataFrame, tags: dict[str, str],
 ) -> int:  # fmt: skip
-    info = mlflow.pyfunc.log_model(
-        name=name,
-        python_model=str(CODE / "tasks" / "models" / script),
-        artifacts={"model": str(model), "users": str(users)},
-        code_paths=[str(CODE / "perfusion"), str(CODE / "tasks")],
-        signature=signature,
-        input_example=example,
-        registered_model_name=name,
-        pip_requirements=[f"{package}=={version(package)}" for package in PACKAGES],
-    )
-    number = int(info.registered_model_version)
-    for key, value in tags.items():
-        registry.client.set_model_version_tag(name, str(number), key, value)
-    registry.register(name, number)
-    return number
+    """Write the artifact, make it a logged model of the run and a version of the registered model `name`."""
+    client = registry.client
+    experiment = client.get_run(run_id).info.experiment_id
+    logged = client.create_logged_model(experiment, name=name, source_run_id=run_id, model_type=name)
+    with tempfile.TemporaryDirectory(prefix="perfusion-log-") as folder:
+        artifact = Path(folder) / "model"
+        mlflow.pyfunc.save_model(
+            artifact,
+            python_model=str(CODE / "tasks" / "models" / script),
+            artifacts={"model": str(model), "users": str(users)},
+            code_paths=[str(CODE / "perfusion"), str(CODE / "tasks")],
+            mlflow_model=Model(run_id=run_id, model_uuid=logged.model_id, model_id=logged.model_id),
+            signature=signature,
+            input_example=example,
+            pip_requirements=[f"{package}=={version(package)}" for package in PACKAGES],
+        )
+        client.log_model_artifacts(logged.model_id, str(artifact))
+    client.finalize_logged_model(logged.model_id, "READY")
+    client.log_outputs(run_id, models=[LoggedModelOutput(logged.model_id, step=0)])
+    _ensure_registered(client, name)
+    source = f"models:/{logged.model_id}"
+    made = client.create_model_version(name, source, run_id=run_id, tags=tags, model_id=logged.model_id)
+    registry.register(name, int(made.version))
+    return int(made.version)
+
+
+def _ensure_registered(client: MlflowClient, name: str) -> None:
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
 
 
 def _features(encoder: FeatureEncoder) -> list[ColSpec]:

@@ -1,0 +1,210 @@
+"""The served models: what a request may hold, who is known, and that an artifact answers in a clean process."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from PIL import Image
+
+from perfusion.config import ClipConfig, DiffusionConfig, RewardConfig
+from perfusion.data import FeatureEncoder, encode_png
+from perfusion.generation import PatchCodec, PerFusionPipeline, PersonalAdaptiveNetwork
+from perfusion.generation.backbone import build_scheduler, build_unet
+from perfusion.generation.text import build_text_encoder, build_tokenizer
+from perfusion.reward import PerFusionRM, twin
+from tasks.models.artifact import log_generator, log_reward
+from tasks.models.clean_process import load_in_clean_process
+from tasks.models.users import KnownUsers
+from tasks.registry import JUDGED_BY, Registry, open_registry
+
+USERS = pd.DataFrame(
+    {"user_id": ["u1", "u2", "u3"], "style": ["plain", "bold", "bold"], "age": [20.0, 30.0, np.nan]}
+)
+PROMPTS = ["dress, v-neck", "coat, long sleeves"]
+
+
+def tiny_reward(folder: Path, encoder: FeatureEncoder) -> None:
+    torch.manual_seed(0)
+    backbone = twin(PROMPTS, 16, ClipConfig(width=16, layers=1, heads=2, patch=8, projection=8))
+    model = PerFusionRM.from_backbone(backbone, encoder.cardinalities, RewardConfig(embedding_dim=4), encoder)
+    _disturb(model)
+    model.save_pretrained(folder)
+
+
+def tiny_generator(folder: Path, encoder: FeatureEncoder) -> None:
+    torch.manual_seed(0)
+    base = DiffusionConfig()
+    config = base.model_copy(
+        update={
+            "codec": base.codec.model_copy(update={"latent_channels": 4, "width": 8, "layers": 1}),
+            "text": base.text.model_copy(update={"width": 8, "layers": 1, "heads": 2, "length": 8}),
+            "unet": base.unet.model_copy(update={"channels": (8, 16), "heads": 2, "groups": 4}),
+        }
+    )
+    tokenizer = build_tokenizer(PROMPTS, 8)
+    unet = build_unet(config, 16)
+    pan = PersonalAdaptiveNetwork.from_unet(unet, encoder.cardinalities)
+    _disturb(pan)
+    PerFusionPipeline(
+        vae=PatchCodec(patch=4, latent_channels=4, width=8, layers=1), text_encoder=build_text_encoder(tokenizer, config.text),
+        tokenizer=tokenizer, unet=unet, scheduler=build_scheduler(config), pan=pan, features=encoder,
+        num_inference_steps=2, guidance_scale=2.0, user_scale=2.0, eta=0.5,
+    ).save_pretrained(folder)  # fmt: skip
+
+
+def _disturb(module: torch.nn.Module) -> None:
+    """Leave the zero initialisation, at which no user makes a difference."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
+    """A store with one version of both models, made from tiny random weights whose folders are then removed."""
+    root = tmp_path_factory.mktemp("served")
+    registry = open_registry(f"sqlite:///{root / 'mlflow.db'}", root)
+    mlflow.set_tracking_uri(f"sqlite:///{root / 'mlflow.db'}")
+    experiment = registry.client.create_experiment("shop", artifact_location=(root / "artifacts").as_uri())
+    run_id = registry.client.create_run(experiment).info.run_id
+    encoder = FeatureEncoder.fit(USERS)
+    users = root / "users.parquet"
+    USERS.to_parquet(users)
+    tiny_reward(root / "reward", encoder)
+    tiny_generator(root / "generator", encoder)
+    reward = log_reward(registry, run_id, "shop", root / "reward", users)
+    log_generator(registry, run_id, "shop", root / "generator", users, judged_by=reward)
+    for folder in ("reward", "generator"):
+        shutil.rmtree(root / folder)
+    users.unlink()
+    return registry
+
+
+@pytest.fixture(scope="module")
+def reward(registry: Registry) -> mlflow.pyfunc.PyFuncModel:
+    return mlflow.pyfunc.load_model("models:/shop-reward@challenger")
+
+
+@pytest.fixture(scope="module")
+def generator(registry: Registry) -> mlflow.pyfunc.PyFuncModel:
+    return mlflow.pyfunc.load_model("models:/shop-generator@challenger")
+
+
+def picture(value: int = 90) -> bytes:
+    pixels = np.full((16, 16, 3), value, np.uint8)
+    pixels[4:9, 2:12, 0] = 255
+    return encode_png(pixels)
+
+
+def ask(**columns: object) -> pd.DataFrame:
+    return pd.DataFrame({name: [value] for name, value in columns.items()})
+
+
+def score(model: mlflow.pyfunc.PyFuncModel, **columns: object) -> tuple[float, bool]:
+    answer = model.predict(ask(prompt=PROMPTS[0], image=picture(), **columns))
+    return float(answer["score"].iloc[0]), bool(answer["user_blind"].iloc[0])
+
+
+def test_a_known_id_is_enough_and_equals_giving_its_features(reward: mlflow.pyfunc.PyFuncModel) -> None:
+    by_id, blind = score(reward, user_id="u1")
+    assert not blind
+    assert by_id == score(reward, user_id="u1", style="plain", age=20.0)[0]
+    assert by_id != score(reward, user_id="u2")[0]
+
+
+def test_an_unknown_user_is_scored_user_blind_and_says_so(reward: mlflow.pyfunc.PyFuncModel) -> None:
+    stranger, blind = score(reward, user_id="nobody")
+    assert blind
+    assert stranger == score(reward)[0]
+    with_style, blind = score(reward, user_id="nobody", style="bold")
+    assert not blind
+    assert with_style != stranger
+
+
+def test_rows_do_not_influence_one_another(reward: mlflow.pyfunc.PyFuncModel) -> None:
+    frame = pd.concat([ask(user_id=u, prompt=p, image=picture(30)) for u in ("u1", "x", "u3") for p in PROMPTS])
+    together = reward.predict(frame.reset_index(drop=True))
+    alone = [float(reward.predict(frame.iloc[[row]])["score"].iloc[0]) for row in range(len(frame))]
+    assert together["user_blind"].tolist() == [False, False, True, True, False, False]
+    np.testing.assert_allclose(together["score"], alone, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"user_id": "u1", "prompt": PROMPTS[0]}, "image"),
+        ({"user_id": "u1", "prompt": "  ", "image": picture()}, "'prompt', row 0"),
+        ({"user_id": "u1", "prompt": PROMPTS[0], "image": b"no picture"}, "row 0.*no decoder accepts"),
+        ({"user_id": "u1", "prompt": "x" * 3000, "image": picture()}, "3000 characters, the limit is 2000"),
+        ({"user_id": 7, "prompt": PROMPTS[0], "image": picture()}, "user_id"),
+    ],
+)
+def test_a_malformed_request_is_refused_by_field(
+    reward: mlflow.pyfunc.PyFuncModel, columns: dict[str, object], message: str
+) -> None:
+    with pytest.raises(MlflowException, match=f"(?s){message}") as caught:
+        reward.predict(ask(**columns))
+    assert caught.value.get_http_status_code() == 400
+
+
+def test_the_generator_draws_png_pictures_that_depend_on_user_seed_and_index_alone(
+    generator: mlflow.pyfunc.PyFuncModel,
+) -> None:
+    answer = generator.predict(pd.concat([ask(user_id=u, prompt=PROMPTS[0], n=2, seed=1) for u in ("u1", "u2", "x")]))
+    assert answer[["request", "index"]].to_numpy().tolist() == [[r, i] for r in range(3) for i in range(2)]
+    assert answer["user_blind"].tolist() == [False] * 4 + [True] * 2
+    pixels = [np.asarray(Image.open(io.BytesIO(data))) for data in answer["image"]]
+    assert all(values.shape == (16, 16, 3) for values in pixels)
+    assert len({values.tobytes() for values in pixels}) == 6
+    again = generator.predict(ask(user_id="u2", prompt=PROMPTS[0], n=3, seed=1))
+    assert again["image"].tolist()[:2] == answer["image"].tolist()[2:4]
+
+
+def test_sampling_parameters_are_used_and_checked(generator: mlflow.pyfunc.PyFuncModel) -> None:
+    plain = generator.predict(ask(user_id="u1", prompt=PROMPTS[0], n=1))
+    other = generator.predict(ask(user_id="u1", prompt=PROMPTS[0], n=1), params={"user_scale": 0.0})
+    assert plain["image"].tolist() != other["image"].tolist()
+    with pytest.raises(MlflowException, match="'steps': 0 is outside 1"):
+        generator.predict(ask(user_id="u1", prompt=PROMPTS[0]), params={"steps": 0})
+    with pytest.raises(MlflowException, match="'n': 1000 is outside 1"):
+        generator.predict(ask(user_id="u1", prompt=PROMPTS[0], n=1000))
+
+
+def test_a_clean_process_gives_the_same_numbers_from_the_artifact_alone(
+    registry: Registry, reward: mlflow.pyfunc.PyFuncModel
+) -> None:
+    probe = pd.concat([ask(user_id=u, prompt=PROMPTS[1], image=picture(v)) for u, v in (("u1", 10), ("x", 200))])
+    found = load_in_clean_process("models:/shop-reward/1", probe, registry.client.tracking_uri)
+    pd.testing.assert_frame_equal(found, reward.predict(probe), rtol=1e-6)
+
+
+def test_the_artifact_stays_as_registered_although_it_was_loaded(registry: Registry, reward: object) -> None:
+    files = registry.files("shop-reward", 1)
+    assert {"python_model.py", "serve_reward.py"} & set(files) or any(name.endswith("serve_reward.py") for name in files)
+    assert any(name.endswith("model.safetensors") for name in files)
+    assert not any(name.endswith((".pkl", ".pickle", ".bin", ".pt")) for name in files)
+    version = MlflowClient(registry.client.tracking_uri).get_model_version("shop-generator", "1")
+    assert version.tags[JUDGED_BY] == "1"
+
+
+def test_known_users_take_given_features_over_stored_ones() -> None:
+    known = KnownUsers(USERS, FeatureEncoder.fit(USERS))
+    frame = pd.DataFrame({"user_id": ["u1", "u1", None, "nobody"], "style": [None, "bold", "bold", None]})
+    codes, blind = known.codes(frame)
+    expected, _ = known.codes(pd.DataFrame({"user_id": ["u1"]}))
+    age, style, user = (known.encoder.names.index(name) for name in ("age", "style", "user_id"))
+    assert torch.equal(codes[0], expected[0])
+    assert codes[:, style].tolist() == [2, 1, 1, 0]
+    assert codes[:, user].tolist() == [1, 1, 0, 0]
+    assert codes[1, age] == codes[0, age] > 0
+    assert blind == [False, False, False, True]
