@@ -12,7 +12,7 @@ from perfusion.evaluation.ranking import RankingReport, average_precision, group
 
 _HOME = {"evaluate_generator": "generator", "evaluate_reward": "reward"}
 
-__all__ = [  # noqa: PLE0604 (some names are resolved below)
+__all__ = [
     "RankingReport",
     "average_precision",
     "group_auc",

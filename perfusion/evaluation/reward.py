@@ -27,7 +27,8 @@ from perfusion.loop import Progress
 from perfusion.reward import PerFusionRM, load_clip
 from perfusion.scorers import ClipScore, PersonalScore, PickScore, Scorer
 from perfusion.statistics import cluster_statistic, paired_difference
-from perfusion.world import load_truth, reference_scores
+from perfusion.world import load_truth
+from perfusion.world.references import reference_scores
 
 __all__ = [
     "CONTESTANTS",
@@ -35,6 +36,7 @@ __all__ = [
     "calibration",
     "evaluate_reward",
     "feature_slices",
+    "group_rows",
     "reward_metrics",
     "score_groups",
 ]
@@ -88,16 +90,16 @@ def evaluate_reward(
     """
     model = PerFusionRM.from_pretrained(reward_dir)
     truth = load_truth(data_dir)
-    splits = SPLITS if truth is None else ("train", *SPLITS)
+    splits = SPLITS if truth is None else ("train", "valid", *SPLITS)
     tables = load_tables(data_dir, split_dir, image_size, encoder=model.encoder, splits=splits)
     scorers = RewardScorers(
         PersonalScore(model), PickScore(load_clip(pickscore_dir), twin), ClipScore(load_clip(clip_dir), twin)
     )
     scores = {split: score_groups(tables[split], scorers, split, seed) for split in SPLITS}
-    rows = pd.concat([_group_rows(tables[split], scores[split], split) for split in SPLITS], ignore_index=True)
-    references = {} if truth is None else reference_scores(truth, tables)
+    references = {} if truth is None else {"test": reference_scores(truth, tables)}
+    rows = group_rows(tables, scores, references)
     options = gates.interval_options(seed)
-    metrics = reward_metrics(tables, scores, rows, references, options)
+    metrics = reward_metrics(tables, scores, rows, references.get("test", {}), options)
     out_dir.mkdir(parents=True, exist_ok=True)
     write_table(rows, out_dir / "groups.parquet")
     slices = feature_slices(rows, read_users(split_dir / "users.parquet"), options)
@@ -130,17 +132,44 @@ def score_groups(table: GroupTable, scorers: RewardScorers, split: str, seed: in
     return scores | {name: torch.cat(part) if part else empty for name, part in parts.items()}
 
 
+def group_rows(
+    tables: Mapping[str, GroupTable], scores: Mapping[str, Mapping[str, Tensor]],
+    references: Mapping[str, Mapping[str, np.ndarray]],
+) -> pd.DataFrame:  # fmt: skip
+    """One row for each group that can be ranked: names, sizes, and the `ap_*` and `auc_*` of each contestant.
+
+    Args:
+        tables: by split.
+        scores: split -> contestant -> (G, N).
+        references: split -> scorer of the planted world -> (G, N).
+    """
+    parts = []
+    for split, contestants in scores.items():
+        table = tables[split]
+        picked, valid = table.picked.numpy(), table.valid.numpy()
+        rows = pd.DataFrame({
+            "record_id": table.record_ids, "user_id": _users(table), "split": split,
+            "candidates": valid.sum(1), "picked": (picked & valid).sum(1),
+        })  # fmt: skip
+        for name, values in {**references.get(split, {}), **contestants}.items():
+            numbers = np.asarray(values, dtype=np.float64)
+            rows[f"ap_{name}"] = group_average_precision(numbers, picked, valid)
+            rows[f"auc_{name}"] = group_aucs(numbers, picked, valid)
+        parts.append(rows[(rows["picked"] > 0) & (rows["picked"] < rows["candidates"])])
+    return pd.concat(parts, ignore_index=True)
+
+
 def reward_metrics(
     tables: Mapping[str, GroupTable], scores: Mapping[str, Mapping[str, Tensor]], rows: pd.DataFrame,
-    references: Mapping[str, Mapping[str, float]], options: Mapping[str, Any],
+    references: Mapping[str, np.ndarray], options: Mapping[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     """Headline figures on the test split, every contestant's report on every split, paired gains.
 
     Args:
         tables: by split.
         scores: split -> contestant -> (G, N).
-        rows: of `_group_rows`, all splits.
-        references: the planted world's scorers, name -> {"map", "gauc"} on the test split; empty without a truth.
+        rows: of `group_rows`.
+        references: the planted world's scorers on the test split, name -> (G, N); empty without a truth.
         options: of `perfusion.statistics.cluster_bootstrap`.
 
     Raises:
@@ -155,21 +184,21 @@ def reward_metrics(
         split: {name: _report(tables[split], values, options, split) for name, values in scores[split].items()}
         for split in scores
     }
-    reachable = references.get("reachable", {}).get("gauc")
+    ceilings = {name: _report(tables["test"], values, options, "test") for name, values in references.items()}
     known = reports["test"]
     return {
         "floor_map": known["random"]["floor_map"],
         "user_blind_gauc": known["user_blind"]["gauc"],
-        "reachable_gauc": reachable,
+        "reachable_gauc": ceilings["reachable"]["gauc"] if ceilings else None,
         **known,
-        **_gap_closed(test, reachable, options),
+        **_gap_closed(test, options),
         "gain_over_user_blind": _gains(test, "user_blind", options),
         "right_minus_wrong_user": _gains(test, "wrong_user", options),
         "cold_gain_over_user_blind": _gains(rows[rows["split"].isin(("cold", "few"))], "user_blind", options),
         "calibration_error": _calibration_error(calibration(tables["test"], scores["test"]["perfusion_rm"])),
         "cold": reports["cold"],
         "few": reports["few"],
-        "references": {name: dict(values) for name, values in references.items()},
+        "references": ceilings,
     }
 
 
@@ -222,21 +251,8 @@ def _users(table: GroupTable) -> list[str]:
     return [table.user_ids[row] for row in table.user_index.tolist()]
 
 
-def _report(table: GroupTable, scores: Tensor, options: Mapping[str, Any], split: str) -> dict[str, Any]:
+def _report(table: GroupTable, scores: Any, options: Mapping[str, Any], split: str) -> dict[str, Any]:
     return ranking_report(scores, table.picked, table.valid, _users(table), split=split, **options).to_dict()
-
-
-def _group_rows(table: GroupTable, scores: Mapping[str, Tensor], split: str) -> pd.DataFrame:
-    """One row for each group that can be ranked: names, sizes, and each contestant's AP and AUC."""
-    picked, valid = table.picked.numpy(), table.valid.numpy()
-    rows = pd.DataFrame({
-        "record_id": table.record_ids, "user_id": _users(table), "split": split,
-        "candidates": valid.sum(1), "picked": (picked & valid).sum(1),
-    })  # fmt: skip
-    for name, values in scores.items():
-        rows[f"ap_{name}"] = group_average_precision(values.double().numpy(), picked, valid)
-        rows[f"auc_{name}"] = group_aucs(values.double().numpy(), picked, valid)
-    return rows[(rows["picked"] > 0) & (rows["picked"] < rows["candidates"])]
 
 
 def _gains(rows: pd.DataFrame, other: str, options: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -251,17 +267,17 @@ def _gains(rows: pd.DataFrame, other: str, options: Mapping[str, Any]) -> dict[s
     return gains
 
 
-def _gap_closed(rows: pd.DataFrame, reachable: float | None, options: Mapping[str, Any]) -> dict[str, Any]:
+def _gap_closed(rows: pd.DataFrame, options: Mapping[str, Any]) -> dict[str, Any]:
     """The share of the GAUC gap from the user-blind baseline to the reachable ceiling that PerFusionRM closes.
 
-    The ceiling counts as known exactly: its own error from the same groups is not in the interval.
+    All three are of the same groups and resampled together; None where there is no truth.
     """
-    if reachable is None:
+    if "auc_reachable" not in rows:
         return {"gap_closed": None, "gap_closed_ci": None}
-    columns = rows[["auc_perfusion_rm", "auc_user_blind"]].to_numpy(dtype=np.float64)
+    columns = rows[["auc_perfusion_rm", "auc_user_blind", "auc_reachable"]].to_numpy(dtype=np.float64)
 
     def share(means: np.ndarray) -> np.ndarray:
-        return (means[..., 0] - means[..., 1]) / (reachable - means[..., 1])
+        return (means[..., 0] - means[..., 1]) / (means[..., 2] - means[..., 1])
 
     interval = cluster_statistic(columns, rows["user_id"], share, **options).to_dict()
     return {"gap_closed": interval["mean"], "gap_closed_ci": [interval["low"], interval["high"]]}

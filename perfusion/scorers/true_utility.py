@@ -34,8 +34,8 @@ class TrueUtility:
             pixels: (n, 3, S, S) uint8 RGB.
 
         Returns:
-            n rows: `true_utility` (one unit is the spread of personal taste) and its parts `utility_prompt`,
-            `utility_everybody`, `utility_personal`; `cleanness_db`, how near the picture is to the garment it shows;
+            n rows: `true_utility` (one unit is the spread of personal taste) and its parts `prompt_fit`,
+            `everybody`, `personal`; `cleanness_db`, how near the picture is to the garment it shows;
             and the phrase it shows of each attribute, `shows_palette` and so on.
 
         Raises:
@@ -45,9 +45,9 @@ class TrueUtility:
         utility = self.truth.utility(user_ids, prompts, reading.codes)
         columns: dict[str, object] = {
             self.name: utility.total,
-            "utility_prompt": utility.prompt,
-            "utility_everybody": utility.everybody,
-            "utility_personal": utility.personal,
+            "prompt_fit": utility.prompt,
+            "everybody": utility.everybody,
+            "personal": utility.personal,
             "cleanness_db": reading.cleanness_db,
         }
         for place, (family, phrases) in enumerate(FAMILIES.items()):
