@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -13,9 +14,11 @@ from typing import Any
 import pandas as pd
 
 from perfusion.errors import GateError
+from tasks.process import cpu_environment
 
 __all__ = ["load_in_clean_process"]
 
+QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "HF_HUB_OFFLINE": "1"}
 _SCRIPT = """
 import json, logging, sys
 logging.disable(logging.WARNING)
@@ -32,6 +35,7 @@ def load_in_clean_process(
     tracking_uri: str,
     params: Mapping[str, Any] | None = None,
     timeout: float = 600.0,
+    threads: int = 1,
 ) -> pd.DataFrame:
     """What the artifact at `model_uri` answers to `probe` in a clean process.
 
@@ -41,6 +45,7 @@ def load_in_clean_process(
         tracking_uri: of the store.
         params: request parameters.
         timeout: seconds.
+        threads: of the numerical libraries; another number may change the last bits.
 
     Raises:
         GateError: it does not load or answer; holds the last lines of what it said.
@@ -52,8 +57,9 @@ def load_in_clean_process(
         arguments = [str(question), str(answer), model_uri, json.dumps(dict(params or {}))]
         try:
             done = subprocess.run(
-                [sys.executable, "-c", script, *arguments], cwd=folder, capture_output=True, text=True, timeout=timeout
-            )
+                [sys.executable, "-c", script, *arguments], cwd=folder, capture_output=True, text=True, timeout=timeout,
+                env={**os.environ, **cpu_environment(threads), **QUIET},
+            )  # fmt: skip
         except subprocess.TimeoutExpired:
             raise GateError(f"{model_uri}: no answer from a clean process within {timeout:g} s") from None
         if done.returncode != 0 or not answer.exists():
