@@ -15,6 +15,7 @@ from perfusion.data import FeatureEncoder, ImageStore, decode_pixels, read_group
 from perfusion.errors import GateError
 from perfusion.evaluation import average_precision
 from tasks.models.clean_process import load_in_clean_process
+from tasks.models.users import encoder_of
 from tasks.workspace import Workspace
 
 __all__ = ["Answers", "generator_answers", "reward_answers"]
@@ -50,7 +51,7 @@ def reward_answers(workspace: Workspace, name: str, version: int, threads: int =
         model = PerFusionRM.from_pretrained(workspace.reward)
         size = model.config.backbone_config.vision_config.image_size
         pixels = decode_pixels(zip(rows["record_id"], rows["image"], strict=True), len(rows), size)
-        codes = _codes(workspace, model.encoder, rows["user_id"])
+        codes = _codes(workspace, encoder_of(model.encoder), rows["user_id"])
         scores = model.score(rows["prompt"].tolist(), pixels.unsqueeze(1), codes)[:, 0].double().numpy()
     uri = f"models:/{name}-reward/{version}"
     asked = rows[["user_id", "prompt", "image"]]
@@ -70,7 +71,7 @@ def reward_answers(workspace: Workspace, name: str, version: int, threads: int =
 def generator_answers(workspace: Workspace, name: str, version: int, threads: int = 1) -> tuple[Answers, Answers]:
     """Pictures for the first test prompts: by the evaluated folder here, and by the artifact in a clean process.
 
-    Args, returns and errors as `reward_answers`, for `work/generator` and `{name}-generator`; values are pixels in [0, 1].
+    Arguments, result and errors as of `reward_answers`, for `work/generator`; values are pixels in [0, 1].
     """
     from perfusion.generation import PerFusionPipeline
     from tasks.models.generator import draw
@@ -78,7 +79,7 @@ def generator_answers(workspace: Workspace, name: str, version: int, threads: in
     asked = _probe(workspace, 2)[["user_id", "prompt"]].assign(n=PROBE_PICTURES, seed=0)
     with _threads(threads):
         pipe = PerFusionPipeline.from_pretrained(workspace.generator)
-        codes = _codes(workspace, pipe.features, asked["user_id"])
+        codes = _codes(workspace, encoder_of(pipe.features), asked["user_id"])
         drawn = [
             np.asarray(picture)
             for prompt, user in zip(asked["prompt"], codes, strict=True)
@@ -101,10 +102,8 @@ def _probe(workspace: Workspace, count: int) -> pd.DataFrame:
     return probe
 
 
-def _codes(workspace: Workspace, encoder: FeatureEncoder | None, user_ids: pd.Series) -> torch.Tensor:
+def _codes(workspace: Workspace, encoder: FeatureEncoder, user_ids: pd.Series) -> torch.Tensor:
     """Feature codes of users, as training and evaluation see them."""
-    if encoder is None:
-        raise GateError("the evaluated model has no features.json: train it again")
     users = read_users(workspace.split / "users.parquet").set_index("user_id", drop=False)
     return encoder.transform(users.loc[user_ids].reset_index(drop=True))
 

@@ -13,7 +13,7 @@ from PIL import Image
 from perfusion.generation import PerFusionPipeline
 from perfusion.seeding import generator_for
 from tasks.models.requests import MAX_PICTURES, number, texts, user_mistakes
-from tasks.models.users import KnownUsers
+from tasks.models.users import KnownUsers, encoder_of
 
 __all__ = ["OPTIONS", "GeneratorModel", "draw"]
 
@@ -36,7 +36,7 @@ class GeneratorModel(PythonModel):
     def load_context(self, context: PythonModelContext) -> None:
         """Read the pipeline and its users from the artifact."""
         self.pipe = PerFusionPipeline.from_pretrained(context.artifacts["model"])
-        self.users = KnownUsers.read(context.artifacts["users"], self.pipe.features)
+        self.users = KnownUsers.read(context.artifacts["users"], encoder_of(self.pipe.features))
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None

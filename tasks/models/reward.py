@@ -13,7 +13,7 @@ from mlflow.pyfunc import PythonModel, PythonModelContext
 from perfusion.data import decode_pixels
 from perfusion.reward import PerFusionRM
 from tasks.models.requests import RequestError, column, texts, user_mistakes
-from tasks.models.users import KnownUsers
+from tasks.models.users import KnownUsers, encoder_of
 
 __all__ = ["RewardModel"]
 
@@ -29,7 +29,7 @@ class RewardModel(PythonModel):
     def load_context(self, context: PythonModelContext) -> None:
         """Read the model and its users from the artifact."""
         self.model = PerFusionRM.from_pretrained(context.artifacts["model"])
-        self.users = KnownUsers.read(context.artifacts["users"], self.model.encoder)
+        self.users = KnownUsers.read(context.artifacts["users"], encoder_of(self.model.encoder))
         self.size = self.model.config.backbone_config.vision_config.image_size
 
     def predict(

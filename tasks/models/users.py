@@ -8,8 +8,20 @@ import pandas as pd
 from torch import Tensor
 
 from perfusion.data import FeatureEncoder
+from perfusion.errors import WeightsError
 
-__all__ = ["KnownUsers"]
+__all__ = ["KnownUsers", "encoder_of"]
+
+
+def encoder_of(encoder: FeatureEncoder | None) -> FeatureEncoder:
+    """A model's feature encoder.
+
+    Raises:
+        WeightsError: the model was saved without one, so that nobody can be served by features.
+    """
+    if encoder is None:
+        raise WeightsError("the model has no features.json beside its weights; train it again from a dataset")
+    return encoder
 
 
 class KnownUsers:
