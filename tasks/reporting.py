@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from tasks.reporting_charts import curve_svg, panels
+from tasks.reporting_compare import comparison_view
 from tasks.reporting_page import write_page
 from tasks.reporting_pictures import contact_sheet
 from tasks.reporting_record import RunRecord, read_record
+from tasks.reporting_sources import open_run
 from tasks.reporting_summary import summarise
 from tasks.reporting_views import (
     data_view,
@@ -26,10 +28,10 @@ from tasks.reporting_views import (
     times_view,
     verdict_view,
 )
-from tasks.reporting_words import GLOSSARY, number, seconds
+from tasks.reporting_words import GLOSSARY, flatten, number, seconds
 from tasks.workspace import Workspace
 
-__all__ = ["summary", "write_report"]
+__all__ = ["compare", "summary", "write_report"]
 
 
 def summary(workspace: Workspace) -> dict[str, Any]:
@@ -77,12 +79,24 @@ def write_report(workspace: Workspace, out: Path | None = None, lineage: Mapping
     )
 
 
-def flatten(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """(dotted key, value) of a nested parameter file, in its own order."""
-    pairs: list[tuple[str, Any]] = []
-    for key, value in record.items():
-        pairs += flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
-    return pairs
+def compare(workspace: Workspace, run_a: str | Path, run_b: str | Path, out: Path) -> Path:
+    """Write the page that compares two runs, differences being B minus A, and return its path.
+
+    Args:
+        workspace: whose store and family of models are meant.
+        run_a, run_b: each a workspace or its work folder, an MLflow run id, or a version ("generator@3",
+            "perfusion-reward@champion").
+        out: the file.
+
+    Raises:
+        ReportError: there is no such run, or it kept no evidence.
+    """
+    with open_run(workspace, run_a) as a, open_run(workspace, run_b) as b:
+        return write_page(out, "compare.html.j2", **comparison_view(a, b), now=_now())
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def _serving(workspace: Workspace, record: RunRecord) -> dict[str, int | None]:
@@ -96,7 +110,7 @@ def _serving(workspace: Workspace, record: RunRecord) -> dict[str, int | None]:
 
 
 def _kicker(record: RunRecord) -> list[str]:
-    facts = [datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")]
+    facts = [_now()]
     if (checked := record.metrics.get("validate")) is not None:
         facts.append(f"{number(checked['groups_in'], 0)} group records")
     if record.seconds:

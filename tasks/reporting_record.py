@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,11 +29,19 @@ class ReportError(PerFusionError):
 
 @dataclass(frozen=True)
 class Figure:
-    """A number with the bounds of its interval; the bounds are None where there were too few users for them."""
+    """A number with the bounds of its interval.
+
+    Attributes:
+        mean: the estimate.
+        low: lower bound; None where there is none.
+        high: upper bound, as `low`.
+        bounded: whether an interval was asked for; then absent bounds mean too few users.
+    """
 
     mean: float
     low: float | None = None
     high: float | None = None
+    bounded: bool = True
 
     @property
     def certain(self) -> bool:
@@ -50,12 +58,13 @@ class Figure:
 
 def figure(record: Mapping[str, Any] | None, key: str) -> Figure | None:
     """The figure `key` of a metrics record, written either as {"mean", "low", "high"} or as `key` with `key_ci`."""
-    value = (record or {}).get(key)
+    record = record or {}
+    value, bounds = record.get(key), record.get(f"{key}_ci")
+    bounded = bounds is not None
     if isinstance(value, Mapping):
-        low, high, value = value.get("low"), value.get("high"), value.get("mean")
-    else:
-        low, high = (record or {}).get(f"{key}_ci") or (None, None)
-    return None if value is None or not math.isfinite(value) else Figure(float(value), low, high)
+        bounds, bounded, value = (value.get("low"), value.get("high")), True, value.get("mean")
+    low, high = bounds or (None, None)
+    return None if value is None or not math.isfinite(value) else Figure(float(value), low, high, bounded)
 
 
 @dataclass(frozen=True)
@@ -71,6 +80,7 @@ class RunRecord:
         seconds: stage -> seconds of the last time it really ran.
         outcome: how the flow ended (status, reasons, versions); None when no flow ran to its end here.
         data_digest: hash of the dataset that was trained on; None when nothing recorded it.
+        models: stage -> hash of what it made, as dvc.lock knows it; {} when there is no lock.
     """
 
     work: Path
@@ -81,6 +91,7 @@ class RunRecord:
     seconds: dict[str, float]
     outcome: dict[str, Any] | None
     data_digest: str | None
+    models: dict[str, str]
 
     @property
     def reward(self) -> dict[str, Any] | None:
@@ -155,17 +166,17 @@ def read_record(folder: Path, title: str | None = None) -> RunRecord:
     root = work.parent if work.name == "work" else work
     records = {file.stem: _read_json(file) for file in sorted((work / "metrics").glob("*.json"))}
     gates, seconds = records.pop("gates", {}), records.pop("seconds", {})
-    params = root / "params.yaml"
-    outcome = work / "outcome.json"
+    outcome, lock = work / "outcome.json", _read_yaml(root / "dvc.lock").get("stages", {})
     return RunRecord(
         work=work,
         title=title or root.name,
-        params=yaml.safe_load(params.read_text()) or {} if params.exists() else {},
+        params=_read_yaml(root / "params.yaml"),
         metrics=records,
         gates=gates,
         seconds=seconds,
         outcome=_read_json(outcome) if outcome.exists() else None,
-        data_digest=_data_digest(root, records),
+        data_digest=_digest(entry for entry in lock.get("validate", {}).get("deps", []) if entry["path"].startswith("data")),
+        models={stage: digest for stage, made in lock.items() if (digest := _digest(made.get("outs", [])))},
     )
 
 
@@ -188,16 +199,14 @@ def _read_parquet(file: Path) -> pd.DataFrame | None:
         raise DataError(f"{file}: damaged ({error})\nremedy: delete it and run its stage again") from None
 
 
-def _data_digest(root: Path, records: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """The dataset's canonical content hash, else the hash by which `dvc.lock` knew its files."""
-    for stage in ("validate", "split"):
-        if (known := records.get(stage, {}).get("content_hash")) is not None:
-            return str(known)
-    lock = root / "dvc.lock"
-    stages = (yaml.safe_load(lock.read_text()) or {}).get("stages", {}) if lock.exists() else {}
-    hashes = [f"{dep['path']}={dep.get('md5')}" for dep in stages.get("validate", {}).get("deps", [])]
-    data = sorted(entry for entry in hashes if entry.startswith("data"))
-    return hashlib.sha256("\n".join(data).encode()).hexdigest()[:16] if data else None
+def _read_yaml(file: Path) -> dict[str, Any]:
+    return yaml.safe_load(file.read_text()) or {} if file.exists() else {}
+
+
+def _digest(entries: Iterable[Mapping[str, Any]]) -> str | None:
+    """One hash for the files that dvc.lock lists; None for no files."""
+    lines = sorted(f"{entry['path']}={entry.get('md5')}" for entry in entries)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16] if lines else None
 
 
 def _curves(file: Path) -> Iterator[tuple[str, pd.DataFrame]]:

@@ -79,7 +79,7 @@ def _praise(record: RunRecord) -> str:
     if gain is not None and swap is not None:
         joint = "and" if gain.side == swap.side else "but"
         sentences.append(
-            f"Pictures drawn for a merchant please him {_more(gain)} than the base model's ({_told(gain)}), "
+            f"Pictures drawn for a merchant please that merchant {_more(gain)} than the base model's ({_told(gain)}), "
             f"{joint} {_more(swap)} than pictures drawn for another merchant ({_told(swap)})."
         )
     return " ".join(sentences)

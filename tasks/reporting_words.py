@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from tasks.reporting_record import Figure
 
@@ -13,6 +15,7 @@ __all__ = [
     "METRICS",
     "SCORERS",
     "STAGES",
+    "flatten",
     "interval",
     "metric_name",
     "number",
@@ -104,7 +107,7 @@ GLOSSARY = {
     "Dropped": "Groups without a comparison: nothing picked, or everything.",
 }
 
-MINUS = "\N{MINUS SIGN}"
+MINUS, SPACE = "\N{MINUS SIGN}", "\N{NO-BREAK SPACE}"
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -123,17 +126,17 @@ def signed(value: float | None, digits: int = 3) -> str:
 
 
 def interval(figure: Figure | None, digits: int = 3) -> str:
-    """The bounds alone, "[.., ..]"; says so when there are none."""
-    if figure is None:
+    """The bounds alone, "[.., ..]"; says so when there were too few merchants for them."""
+    if figure is None or not figure.bounded:
         return ""
     if not figure.certain:
-        return "too few merchants for bounds"
-    return f"[{number(figure.low, digits)}, {number(figure.high, digits)}]"
+        return "too few merchants"
+    return f"[{number(figure.low, digits)},{SPACE}{number(figure.high, digits)}]"
 
 
 def percent(value: float | None, digits: int = 0) -> str:
     """A share as a percentage."""
-    return "\N{EN DASH}" if value is None else f"{100 * value:.{digits}f} %".replace("-", MINUS)
+    return "\N{EN DASH}" if value is None else f"{100 * value:.{digits}f}{SPACE}%".replace("-", MINUS)
 
 
 def seconds(value: float | None) -> str:
@@ -153,3 +156,11 @@ def metric_name(metric: str) -> str:
     plain, twin, _ = metric.partition("[")
     name = METRICS.get(plain, (plain.replace("_", " "), ""))[0]
     return f"{name} [twin]" if twin else name
+
+
+def flatten(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """(dotted key, value) of a nested parameter file, in its own order."""
+    pairs: list[tuple[str, Any]] = []
+    for key, value in record.items():
+        pairs += flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
+    return pairs
