@@ -6,6 +6,7 @@ A cell that its column's type allows but that cannot be read (a date in words, a
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 VALUE_CHARS = 200
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e]")
 MAX_SECONDS = 2**63 // 1000 - 1
 
 
@@ -50,9 +52,11 @@ Reader = Callable[[pa.Array | pa.ChunkedArray], Column]
 
 
 def as_text(value: Any) -> str:
-    """A value as text of bounded length, for quarantine files and messages."""
-    text = str(value).encode("utf-8", "backslashreplace").decode()
-    return text if len(text) <= VALUE_CHARS else f"{text[:VALUE_CHARS]}... ({len(text)} characters)"
+    """A value as text of bounded length without control characters, for quarantine files and messages."""
+    text = str(value)
+    more = f"... ({len(text)} characters)" if len(text) > VALUE_CHARS else ""
+    shown = text[:VALUE_CHARS].encode("utf-8", "backslashreplace").decode()
+    return CONTROL.sub(lambda found: repr(found[0])[1:-1], shown) + more
 
 
 def read_bytes(column: pa.Array | pa.ChunkedArray) -> Column:

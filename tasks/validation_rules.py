@@ -204,17 +204,13 @@ def judge(frame: pd.DataFrame, rules: Sequence[Rule]) -> list[Failures]:
     context.enable_analytics(False)
     context.variables.progress_bars = {"globally": False}
     source = context.data_sources.add_pandas("perfusion").add_dataframe_asset("table")
-    definition = gx.ValidationDefinition(
-        name="layout",
-        data=source.add_batch_definition_whole_dataframe("all"),
-        suite=context.suites.add(gx.ExpectationSuite(name="layout")),
-    )
-    for number, rule in enumerate(rules):
-        kind = getattr(gx.expectations, rule.expectation)
-        definition.suite.add_expectation(kind(**rule.kwargs, meta={"rule": number}))
-    plain = frame.reset_index(drop=True)
-    outcome = definition.run(
-        batch_parameters={"dataframe": plain},
+    expectations = [
+        getattr(gx.expectations, rule.expectation)(**rule.kwargs, meta={"rule": number})
+        for number, rule in enumerate(rules)
+    ]
+    batch = source.add_batch_definition_whole_dataframe("all").get_batch({"dataframe": frame.reset_index(drop=True)})
+    outcome = batch.validate(
+        gx.ExpectationSuite(name="layout", expectations=expectations),
         result_format={"result_format": "COMPLETE", "include_unexpected_rows": False},
     )
     results = {result.expectation_config.meta["rule"]: result for result in outcome.results}
