@@ -19,7 +19,7 @@ from torch import Tensor
 
 from perfusion.checkpoint import atomic_write
 from perfusion.config import GatesConfig
-from perfusion.data import GroupTable, load_tables, read_users, write_table
+from perfusion.data import GroupTable, load_tables, read_users
 from perfusion.errors import DataError
 from perfusion.evaluation.controls import random_scores, wrong_users
 from perfusion.evaluation.ranking import group_aucs, group_average_precision, ranking_report
@@ -101,9 +101,9 @@ def evaluate_reward(
     options = gates.interval_options(seed)
     metrics = reward_metrics(tables, scores, rows, references.get("test", {}), options)
     out_dir.mkdir(parents=True, exist_ok=True)
-    write_table(rows, out_dir / "groups.parquet")
+    rows.to_parquet(out_dir / "groups.parquet", index=False)
     slices = feature_slices(rows, read_users(split_dir / "users.parquet"), options)
-    write_table(slices, out_dir / "slices.parquet")
+    slices.to_parquet(out_dir / "slices.parquet", index=False)
     calibration(tables["test"], scores["test"]["perfusion_rm"]).to_csv(out_dir / "calibration.csv", index=False)
     atomic_write(out_dir / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False).encode())
     return metrics

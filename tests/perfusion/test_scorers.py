@@ -144,7 +144,7 @@ def test_a_batch_that_does_not_fit_is_refused(backbone, pixels, bad):
         prompts = PROMPTS[:2]
     else:
         users = users[:1]
-    with pytest.raises(ValueError, match="pictures are|prompts"):
+    with pytest.raises(ValueError, match=r"pictures are|prompts"):
         ClipScore(backbone, twin=True).score(prompts, pixels, users)
 
 
