@@ -123,10 +123,14 @@ def reward(run: StageRun) -> Metrics:
 
 def evaluate_reward(run: StageRun) -> Metrics:
     """Rank held-out groups with every scorer."""
-    from perfusion.evaluation import evaluate_reward as evaluate
+    from perfusion.evaluation.reward import evaluate_reward as evaluate
 
-    with whole(run.workspace.reward_evaluation) as (out,):
-        return evaluate(run.workspace, run.params, out)
+    paths, params = run.workspace, run.params
+    with whole(paths.reward_evaluation) as (out,):
+        return evaluate(
+            paths.data, paths.split, paths.clip, paths.pickscore, paths.reward, out,
+            image_size=params.data.image_size, twin=params.clip.path is None, gates=params.gates, seed=params.seed,
+        )  # fmt: skip
 
 
 def encode(run: StageRun) -> Metrics:
@@ -134,7 +138,7 @@ def encode(run: StageRun) -> Metrics:
     from perfusion.generation import encode as encode_tables
 
     with whole(run.workspace.encode) as (out,):
-        return encode_tables(_tables(run), run.workspace.diffusion, run.params.encode, out)
+        return encode_tables(_tables(run), run.workspace.diffusion, run.params.encode, out, run.params.seed)
 
 
 def dpo(run: StageRun) -> Metrics:

@@ -1,0 +1,29 @@
+"""What the tools must be told before they are imported: keep quiet, keep to yourself, keep your files here."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+__all__ = ["quieten"]
+
+_QUIET = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "true",  # "1" would not stop MLflow
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DVC_NO_ANALYTICS": "1",
+}
+_DEFAULTS = {
+    "HF_HUB_OFFLINE": "1",  # weights are named by path; set it to 0 to let hub ids be fetched
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # a busy machine needs more than the default 20
+    "PREFECT_SERVER_UI_ENABLED": "false",  # the server that a flow starts for itself is gone when the flow ends
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def quieten(repository: Path) -> None:
+    """Set the environment of flows and of every process they start; what the user has set wins, except on telemetry."""
+    os.environ.update(_QUIET)
+    for name, value in {**_DEFAULTS, "PREFECT_HOME": str(repository / "work" / "prefect")}.items():
+        os.environ.setdefault(name, value)

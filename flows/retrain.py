@@ -1,0 +1,329 @@
+"""The retraining flow: data to champion, through stages that are cached and gates that are not.
+
+data -> validate -> *data gate* -> split -> backbones -> pickscore -> reward -> evaluate-reward -> *reward gate* ->
+encode -> dpo -> sft -> generator -> evaluate-generator -> challenger -> *load gate* -> *promotion gate* -> champion ->
+report
+
+The stages are those of dvc.yaml, run by DVC in processes of their own; what acts on the world (registry, report) and
+what judges (gates) is never cached. A closed gate ends the flow as a visible, explained outcome.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import copy_context
+from dataclasses import asdict, dataclass, field
+from functools import wraps
+from typing import Any, Literal
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
+
+from perfusion.checkpoint import atomic_write
+from perfusion.config import Params
+from perfusion.errors import PerFusionError
+from perfusion.governance import Decision
+from tasks import gates, publishing
+from tasks.dataset import ensure_data
+from tasks.run_stage import require_disk, run_stage
+from tasks.tracking import FlowRecord, Progress, flow_record
+from tasks.workspace import Workspace, prepare_workspace
+
+__all__ = ["STAGES", "Outcome", "numbers", "retrain"]
+
+#: The stages in the order in which the flow runs them; tests/contracts holds it equal to dvc.yaml's.
+STAGES = (
+    "validate", "split", "backbones", "pickscore", "reward", "evaluate-reward", "encode", "dpo", "sft", "generator",
+    "evaluate-generator",
+)  # fmt: skip
+
+Status = Literal["promoted", "unchanged", "refused", "failed"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a flow run ended.
+
+    Attributes:
+        status: "promoted"; "unchanged": the champion is this model already; "refused": a gate stayed closed; "failed".
+        reasons: why, one sentence each.
+        run_id: MLflow's run of the flow run, None when it ended before there was one.
+        versions: registered name -> version that this run made or met.
+        seconds: wall time of the flow.
+        cached: whether every stage was cached.
+    """
+
+    status: Status
+    reasons: tuple[str, ...]
+    run_id: str | None = None
+    versions: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    cached: bool = False
+
+    def state(self) -> State[Any]:
+        """The Prefect state that shows it."""
+        if self.status == "failed":
+            return Failed(message="\n".join(self.reasons))
+        return Completed(name=self.status.capitalize(), message="\n".join(self.reasons))
+
+
+class _Ended(Exception):
+    """The flow is over before its last step; carries how."""
+
+    def __init__(self, status: Status, *reasons: str) -> None:
+        super().__init__(*reasons)
+        self.status: Status = status
+        self.reasons = reasons
+
+
+class _Run:
+    """One flow run: its place, its record, and what it has seen so far. Tasks get it whole and keep their findings.
+
+    A plain class, because Prefect takes dataclasses apart when they are passed to tasks.
+    """
+
+    def __init__(self, workspace: Workspace, params: Params, record: FlowRecord) -> None:
+        self.workspace = workspace
+        self.params = params
+        self.record = record
+        self.content_hash = ""
+        self.cached: dict[str, bool] = {}
+        self.decisions: dict[str, Decision] = {}
+        self.registered: publishing.Registered | None = None
+
+    @property
+    def versions(self) -> dict[str, int]:
+        """Registered name -> version of this run's models; empty until they are registered."""
+        return self.registered.versions if self.registered is not None else {}
+
+
+@flow(name="retrain", persist_result=False, validate_parameters=False)
+def retrain(
+    params: str | None = None, data: str | None = None, root: str | None = None, mlruns: str | None = None
+) -> State[Any]:
+    """Retrain on a parameter file and a dataset (None: the repository's own) and promote what earns it."""
+    began = time.monotonic()
+    workspace = None
+    with _quiet_failures():
+        try:
+            workspace = prepare_workspace(params, data, root, mlruns)
+            with workspace.held():
+                require_disk(workspace)
+                outcome = _recorded(workspace, began)
+                atomic_write(workspace.outcome, json.dumps(asdict(outcome), indent=2).encode())
+        except PerFusionError as error:
+            outcome = Outcome("failed", (str(error),), seconds=time.monotonic() - began)
+        return outcome.state()
+
+
+def _recorded(workspace: Workspace, began: float) -> Outcome:
+    """Run the graph with everything it does on record, and publish however it ended."""
+    params = workspace.params()
+    workspace.gates.unlink(missing_ok=True)
+    with flow_record(workspace, params, {"prefect.flow": "retrain"}) as record:
+        run = _Run(workspace, params, record)
+        try:
+            _graph(run)
+            ended = _Ended("promoted", f"promoted: {_named(run.versions)}")
+        except _Ended as end:
+            ended = end
+        outcome = Outcome(
+            ended.status, ended.reasons, record.run_id, run.versions, round(time.monotonic() - began, 1),
+            bool(run.cached) and all(run.cached.values()),
+        )  # fmt: skip
+        atomic_write(workspace.outcome, json.dumps(asdict(outcome), indent=2).encode())
+        record.tags({"outcome": outcome.status, "outcome.reasons": "\n".join(outcome.reasons)})
+        publish(run, outcome, return_state=True)
+        if outcome.status == "failed":
+            record.end("FAILED")
+    return outcome
+
+
+def _graph(run: _Run) -> None:
+    """The graph, read from top to bottom."""
+    _must(provide_data(run, return_state=True))
+    _stage(run, "validate")
+    _gate(run, "data", gates.data)
+    for stage in ("split", "backbones", "pickscore", "reward", "evaluate-reward"):
+        _stage(run, stage)
+    _gate(run, "reward", gates.reward)
+    for stage in ("encode", "dpo", "sft", "generator", "evaluate-generator"):
+        _stage(run, stage)
+    state = _must(register(run, return_state=True))
+    if state.name == "Unchanged":
+        raise _Ended("unchanged", str(state.message))
+    _gate(run, "load", gates.load)
+    _gate(run, "promotion", gates.promotion)
+    _must(promote(run, return_state=True))
+
+
+def _must(state: State[Any]) -> State[Any]:
+    """Go on only from a task that ended well."""
+    if state.is_completed():
+        return state
+    raise _Ended("failed", str(state.message))
+
+
+def _stage(run: _Run, stage: str) -> None:
+    _must(bring_up_to_date.with_options(name=stage)(run, stage, return_state=True))
+
+
+def _gate(run: _Run, gate: str, question: gates.Question) -> None:
+    """Ask, and end the flow, well explained, unless the answer is a pass."""
+    _must(judge.with_options(name=f"{gate} gate")(run, gate, question, return_state=True))
+    decision = run.decisions[gate]
+    if not decision.passed:
+        raise _Ended("refused", f"the {gate} gate says {decision.verdict}", *decision.reasons)
+
+
+def _explained(function: Callable[..., State[Any]]) -> Callable[..., State[Any]]:
+    """Turn an error that explains itself into a failed state; only a defect shows a traceback."""
+
+    @wraps(function)
+    def explained(*arguments: Any) -> State[Any]:
+        try:
+            return function(*arguments)
+        except PerFusionError as error:
+            return Failed(message=str(error))
+
+    return explained
+
+
+@task(name="data", cache_policy=NO_CACHE)
+@_explained
+def provide_data(run: _Run) -> State[Any]:
+    """The dataset, present and checked against its pinned content hash."""
+    run.content_hash = ensure_data(run.workspace, get_run_logger().info)
+    return Completed(message=f"{run.workspace.data.resolve()}: content {run.content_hash}")
+
+
+@task(cache_policy=NO_CACHE)
+@_explained
+def bring_up_to_date(run: _Run, stage: str) -> State[Any]:
+    """One stage of dvc.yaml, with its log followed live; unchanged ends as "Cached"."""
+    logger = get_run_logger()
+    with run.record.following(stage, _progress(stage)):
+        result = run_stage(run.workspace, stage, logger.info, threads=run.params.threads)
+    run.cached[stage] = result.cached
+    run.record.stage(stage, result.cached, result.seconds)
+    metrics = json.loads(run.workspace.metrics(stage).read_text())
+    if stage == "split":
+        run.record.dataset(run.content_hash, numbers(metrics))
+    create_table_artifact(
+        [{"metric": name, "value": value} for name, value in numbers(metrics).items()], key=f"{stage}-metrics",
+        description=f"Metrics of the stage `{stage}`{' (cached)' if result.cached else ''}",
+    )  # fmt: skip
+    if result.cached:
+        return Completed(name="Cached", message=f"{stage}: nothing it depends on has changed")
+    return Completed(message=f"{stage}: {result.seconds:.1f} s")
+
+
+@task(cache_policy=NO_CACHE)
+@_explained
+def judge(run: _Run, gate: str, question: gates.Question) -> State[Any]:
+    """Ask a gate; its verdict is kept in the workspace, in MLflow and as a Prefect artifact."""
+    decision = question(run.workspace, run.params, run.registered)
+    run.decisions[gate] = decision
+    known = {name: answer.to_dict() for name, answer in run.decisions.items()}
+    atomic_write(run.workspace.gates, json.dumps(known, indent=2).encode())
+    run.record.decision(gate, decision.verdict, decision.reasons, decision.statistics)
+    lines = [f"# {gate} gate: {decision.verdict}", *(f"- {reason}" for reason in decision.reasons)]
+    create_markdown_artifact("\n".join(lines), key=f"{gate}-gate", description=f"{gate} gate: {decision.verdict}")
+    logger = get_run_logger()
+    for reason in decision.reasons:
+        logger.log(logging.INFO if reason.startswith("pass") else logging.WARNING, reason)
+    if gate == "data" and decision.passed:
+        publishing.accept(run.workspace)
+    name = {"pass": "Passed", "fail": "Closed", "inconclusive": "Inconclusive"}[decision.verdict]
+    return Completed(name=name, message="\n".join(decision.reasons))
+
+
+@task(cache_policy=NO_CACHE)
+@_explained
+def register(run: _Run) -> State[Any]:
+    """Take both models into the registry as challengers, unless they are there already."""
+    run.registered = found = publishing.register(run.workspace, run.params, run.record)
+    if found.versions == found.champions:
+        return Completed(name="Unchanged", message=f"nothing new to promote: {_named(run.versions)} serve already")
+    return Completed(name="Known" if found.known else "Completed", message=f"challenger: {_named(run.versions)}")
+
+
+@task(cache_policy=NO_CACHE)
+@_explained
+def promote(run: _Run) -> State[Any]:
+    """Make the challengers champions, if the champions are still those that the gates compared with."""
+    assert run.registered is not None
+    publishing.promote(run.workspace, run.registered, list(run.decisions.values()))
+    return Completed(message=f"champion: {_named(run.versions)}")
+
+
+@task(cache_policy=NO_CACHE)
+@_explained
+def publish(run: _Run, outcome: Outcome) -> State[Any]:
+    """Write the report and keep all evidence with the MLflow run, however the flow ended."""
+    page = publishing.report(run.workspace, run.record)
+    text = [f"# {outcome.status}", *(f"- {reason}" for reason in outcome.reasons), "", f"Report: `{page}`"]
+    create_markdown_artifact("\n".join(text), key="outcome", description=f"retraining {outcome.status}")
+    return Completed(message=f"report: {page}")
+
+
+def numbers(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """The numbers among nested metrics, by dotted name."""
+    flat: dict[str, float] = {}
+    for name, value in metrics.items():
+        if isinstance(value, Mapping):
+            flat |= numbers(value, f"{prefix}{name}.")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _progress(stage: str) -> Progress:
+    """Shows a stage's progress as Prefect artifacts, one a training run, made when it first tells of itself."""
+    context = copy_context()  # the follower's thread knows nothing of the task it works for
+    artifacts: dict[str, Any] = {}
+
+    def show(run: str, step: int, of: int) -> None:
+        if run not in artifacts:
+            artifacts[run] = context.run(create_progress_artifact, 0.0, key=f"{run}-progress", description=stage)
+        context.run(update_progress_artifact, artifacts[run], 100.0 * step / of)
+
+    return show
+
+
+def _named(versions: Mapping[str, int]) -> str:
+    return " and ".join(f"{name} version {version}" for name, version in sorted(versions.items()))
+
+
+class _NoEmptyTraceback(logging.Filter):
+    """Drops Prefect's second telling of a failed state, which adds "NoneType: None" where there was no exception."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        told_twice = record.getMessage().startswith(("Task run failed with state", "Flow run failed with state"))
+        return not (told_twice and not (record.exc_info and record.exc_info[0]))
+
+
+@contextmanager
+def _quiet_failures() -> Iterator[None]:
+    """A failure that explains itself is told once, without a traceback."""
+    no_empty_traceback = _NoEmptyTraceback()
+    loggers = [logging.getLogger(name) for name in ("prefect.task_runs", "prefect.flow_runs")]
+    for logger in loggers:
+        logger.addFilter(no_empty_traceback)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(no_empty_traceback)

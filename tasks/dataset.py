@@ -1,0 +1,112 @@
+"""The dataset of a workspace: present, and what it is said to be.
+
+A fresh clone has no data and no remote: `data.dvc` records in its `meta` the command that makes the sample and the
+canonical hash of what must come out. The hash is of decoded content, because the bytes of parquet and PNG files depend
+on the versions of the libraries that write them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from perfusion.checkpoint import atomic_write
+from perfusion.errors import DataError
+from tasks.process import cpu_environment, die_with_parent
+from tasks.workspace import Workspace
+
+__all__ = ["ensure_data"]
+
+
+def ensure_data(workspace: Workspace, tell: Callable[[str], None]) -> str:
+    """See that the workspace's dataset is there and is the pinned one, and return its canonical content hash.
+
+    Args:
+        workspace: whose data.
+        tell: called with a line about each thing done.
+
+    Raises:
+        DataError: it is absent and cannot be had, or its content is not what data.dvc pins.
+    """
+    meta = _meta(workspace.data_dvc) if workspace.is_default else {}
+    if not workspace.data.is_dir():
+        _obtain(workspace, meta, tell)
+    found = _known_hash(workspace)
+    if found is None:
+        from perfusion.data import content_hash
+
+        tell(f"hashing the content of {workspace.data}")
+        found = content_hash(workspace.data)
+        note = {"content_hash": found, "files": _fingerprint(workspace.data)}
+        atomic_write(workspace.verified_data, json.dumps(note).encode())
+    pinned = meta.get("content_hash")
+    if pinned is not None and found != pinned:
+        raise DataError(
+            f"{workspace.data}: content hash {found} is not the {pinned} that {workspace.data_dvc.name} pins\n"
+            "remedy: to have the pinned data back, move the folder away and run again; to train on this data, name it: "
+            "make retrain DATA=folder, or put its hash into meta.content_hash of data.dvc"
+        )
+    return found
+
+
+def _meta(data_dvc: Path) -> dict[str, Any]:
+    return dict(yaml.safe_load(data_dvc.read_text()).get("meta") or {})
+
+
+def _obtain(workspace: Workspace, meta: dict[str, Any], tell: Callable[[str], None]) -> None:
+    """Fetch the data from DVC's remote where there is one, else make it by the recorded command."""
+    if _has_remote(workspace) and _run([sys.executable, "-m", "dvc", "pull", "data.dvc"], workspace, tell) == 0:
+        return
+    command = meta.get("command")
+    if command is None:
+        raise DataError(
+            f"{workspace.data}: no such folder, and nothing says how to make it\n"
+            "remedy: name a dataset folder with DATA=folder, or make a sample: `perfusion data sample --out data`"
+        )
+    tell(f"making the sample dataset: {command}")
+    program, *arguments = shlex.split(command)
+    code = _run([str(Path(sys.executable).parent / program), *arguments], workspace, tell)
+    if code != 0 or not workspace.data.is_dir():
+        shutil.rmtree(workspace.data, ignore_errors=True)
+        raise DataError(f"`{command}` (meta.command of {workspace.data_dvc}) ended with exit code {code}")
+
+
+def _has_remote(workspace: Workspace) -> bool:
+    command = [sys.executable, "-m", "dvc", "remote", "list"]
+    listed = subprocess.run(command, cwd=workspace.root, capture_output=True, text=True)
+    return listed.returncode == 0 and bool(listed.stdout.strip())
+
+
+def _run(command: list[str], workspace: Workspace, tell: Callable[[str], None]) -> int:
+    process = subprocess.Popen(
+        command, cwd=workspace.root, env={**os.environ, **cpu_environment(1)}, text=True, errors="replace",
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=die_with_parent,
+    )  # fmt: skip
+    with process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            tell(line.rstrip())
+    return process.returncode
+
+
+def _known_hash(workspace: Workspace) -> str | None:
+    """The hash computed earlier, if no file has been touched since."""
+    if not workspace.verified_data.exists():
+        return None
+    note = json.loads(workspace.verified_data.read_text())
+    return str(note["content_hash"]) if note["files"] == _fingerprint(workspace.data) else None
+
+
+def _fingerprint(folder: Path) -> dict[str, list[int]]:
+    """Size and modification time of every file."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return {str(f.relative_to(folder)): [f.stat().st_size, f.stat().st_mtime_ns] for f in files}

@@ -1,0 +1,95 @@
+"""The gates' questions put to a workspace: read the evidence, call the pure decision, return it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from perfusion.config import Params
+from perfusion.errors import GateError
+from perfusion.governance import Decision, load_gate, promotion_gate, reward_gate
+from perfusion.governance.data_gate import data_gate
+from tasks.publishing import Registered
+from tasks.workspace import Workspace
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Question", "data", "load", "promotion", "reward"]
+
+Question = Callable[[Workspace, Params, Registered | None], Decision]
+PROBED_GROUPS, PROBED_PICTURES = 4, 2
+
+
+def data(workspace: Workspace, params: Params, registered: Registered | None) -> Decision:
+    """Is this dataset fit to train on?"""
+    return data_gate(json.loads(workspace.metrics("validate").read_text()), params.data)
+
+
+def reward(workspace: Workspace, params: Params, registered: Registered | None) -> Decision:
+    """Does personal information help?"""
+    import pandas as pd
+
+    groups = pd.read_parquet(workspace.reward_evaluation / "groups.parquet")
+    return reward_gate(groups, params.gates, params.seed)
+
+
+def load(workspace: Workspace, params: Params, registered: Registered | None) -> Decision:
+    """Does each registered artifact load in a clean process and answer as the evaluated model does?"""
+    from tasks.models.clean_process import load_in_clean_process
+    from tasks.models.generator import GeneratorModel
+    from tasks.models.reward import RewardModel
+
+    assert registered is not None
+    models: dict[str, Any] = {"reward": RewardModel(), "generator": GeneratorModel()}
+    folders = {"reward": workspace.reward, "generator": workspace.generator}
+    evaluated, reloaded = {}, {}
+    for role, probe in _probes(workspace).items():
+        name = f"{params.name}-{role}"
+        model, artifacts = models[role], {"model": str(folders[role]), "users": str(workspace.split / "users.parquet")}
+        model.load_context(SimpleNamespace(artifacts=artifacts))
+        evaluated[role] = _as_numbers(model.predict(None, probe))
+        try:
+            answer = load_in_clean_process(f"models:/{name}/{registered.versions[name]}", probe, workspace.tracking_uri)
+        except GateError as error:
+            return load_gate(evaluated, None, params.gates, str(error))
+        reloaded[role] = _as_numbers(answer)
+    return load_gate(evaluated, reloaded, params.gates)
+
+
+def promotion(workspace: Workspace, params: Params, registered: Registered | None) -> Decision:
+    """Is the challenger better than the champion now?"""
+    import pandas as pd
+
+    pictures = pd.read_parquet(workspace.generator_evaluation / "pictures.parquet")
+    return promotion_gate(pictures, None, params.gates, seed=params.seed)
+
+
+def _probes(workspace: Workspace) -> dict[str, pd.DataFrame]:
+    """Requests about held-out groups, the same every time: every picture of some to score, some prompts to draw."""
+    import pandas as pd
+
+    from perfusion.data import ImageStore
+
+    groups = pd.read_parquet(workspace.split / "groups.parquet")
+    held_out = groups[groups["split"] == "test"].sort_values("record_id")
+    asked = held_out.head(PROBED_GROUPS)[["user_id", "prompt", "image_ids"]].explode("image_ids")
+    images = ImageStore(workspace.data / "images").encoded(asked["image_ids"].tolist())
+    scored = asked[["user_id", "prompt"]].assign(image=images).reset_index(drop=True)
+    drawn = held_out.head(PROBED_PICTURES)[["user_id", "prompt"]].assign(n=1, seed=0).reset_index(drop=True)
+    return {"reward": scored, "generator": drawn}
+
+
+def _as_numbers(answer: pd.DataFrame) -> np.ndarray:
+    """An answer as numbers: the scores, or the pixels in [0, 1] of the pictures."""
+    if "score" in answer:
+        return answer["score"].to_numpy(dtype=np.float64)
+    from perfusion.data import decode_image
+
+    rows = answer[["request", "index", "image"]].itertuples(index=False)
+    pictures = [decode_image(image, f"request {request}, picture {index}") for request, index, image in rows]
+    return np.stack([np.asarray(picture, dtype=np.float64) / 255 for picture in pictures])
