@@ -13,6 +13,7 @@ from perfusion.data.layout import (
     write_dataset,
     write_table,
 )
+from perfusion.data.photographs import dataset_corpus
 from perfusion.data.pictures import ImageStore, decode_image, decode_pixels, encode_png, is_safe_id
 from perfusion.data.prompts import phrases, shuffle_phrases
 from perfusion.data.splitting import SPLITS, split_dataset, split_records
@@ -29,6 +30,7 @@ __all__ = [
     "GroupTable",
     "ImageStore",
     "content_hash",
+    "dataset_corpus",
     "decode_image",
     "decode_pixels",
     "encode_png",

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from perfusion.errors import DataError
@@ -52,6 +52,10 @@ def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.
             return _rgb(ImageOps.exif_transpose(image), name)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         pixels = None
+    except UnidentifiedImageError:
+        raise DataError(
+            f"image {name!r}: {len(data)} bytes are not a picture ({', '.join(FORMATS)}); upload it again"
+        ) from None
     except (OSError, ValueError, SyntaxError, EOFError, KeyError, TypeError, struct.error, OverflowError) as error:
         raise DataError(
             f"image {name!r}: {len(data)} bytes that no decoder accepts ({error}); upload it again as PNG or JPEG"
@@ -63,13 +67,11 @@ def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.
 def _rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode == "RGB":
         return image
-    if image.mode == "F":
-        raise DataError(
-            f"image {name!r}: floating-point pixels have no agreed brightness; save it with 8 bits a channel"
-        )
-    if image.mode.startswith("I"):
+    if image.mode in ("F", "I"):
+        raise DataError(f"image {name!r}: 32-bit pixels have no agreed brightness; save it with 8 bits a channel")
+    if image.mode.startswith("I;16"):
         grey = np.asarray(image).astype(np.int64)
-        return Image.fromarray(np.clip(grey >> 8, 0, 255).astype(np.uint8)).convert("RGB")
+        return Image.fromarray((grey >> 8).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         clear = image.convert("RGBA")
         paper = Image.new("RGBA", clear.size, (255, 255, 255, 255))
