@@ -187,15 +187,15 @@ def _some(texts: Sequence[str]) -> str:
 
 
 def _entries(ids: pd.Series, failures: Sequence[Failures], file: str) -> pd.DataFrame:
-    """Quarantine entries: record_id ("row 17" where the id itself is missing), rule, value, file, row."""
+    """Quarantine entries: record_id ("row 17" where the id is missing), rule, value, file, row; order: the rule's."""
     rows = [
-        (_name(ids.at[row], row), found.rule.name, value, file, row)
-        for found in failures
+        (_name(ids.at[row], row), found.rule.name, value, file, row, order)
+        for order, found in enumerate(failures)
         for row, value in found.failed.items()
     ]
-    rows.sort(key=lambda entry: entry[-1])
-    frame = pd.DataFrame(rows, columns=["record_id", "rule", "value", "file", "row"])
-    return frame.astype({"record_id": "str", "rule": "str", "value": "str", "file": "str", "row": "int64"})
+    rows.sort(key=lambda entry: entry[-2:])
+    types = {"record_id": "str", "rule": "str", "value": "str", "file": "str", "row": "int64", "order": "int64"}
+    return pd.DataFrame(rows, columns=list(types)).astype(types)
 
 
 def _picture_entries(pictures: Pictures, failures: Sequence[Failures]) -> pd.DataFrame:
@@ -211,7 +211,7 @@ def _name(record_id: Any, row: Any) -> str:
 
 def _rule_rows(table: str, failures: Sequence[Failures], entries: pd.DataFrame) -> list[dict[str, Any]]:
     """One record a rule, with its first few quarantine entries."""
-    examples = {rule: rows.head(EXAMPLES) for rule, rows in entries.groupby("rule", sort=False)}
+    examples = dict(iter(entries.drop(columns="order").groupby(entries["order"], sort=False)))
     return [
         {
             "table": table,
@@ -219,10 +219,10 @@ def _rule_rows(table: str, failures: Sequence[Failures], entries: pd.DataFrame) 
             "says": found.rule.says,
             "checked": found.checked,
             "failed": len(found.failed),
-            "examples": examples[found.rule.name].to_dict("records") if found.failed else [],
+            "examples": examples[order].head(EXAMPLES).to_dict("records") if found.failed else [],
             "remedy": found.rule.remedy,
         }
-        for found in failures
+        for order, found in enumerate(failures)
     ]
 
 
@@ -270,7 +270,7 @@ def _write(
         write_table(built[0] / "groups.parquet", groups)
         atomic_write(built[0] / PROFILE, json.dumps(drift.profile(users, groups)).encode())
         for name, entries in quarantine.items():
-            write_table(built[1] / f"{name}.parquet", entries)
+            write_table(built[1] / f"{name}.parquet", entries.drop(columns="order"))
         for source, target in zip(built, targets, strict=True):
             shutil.rmtree(target, ignore_errors=True)
             os.replace(source, target)

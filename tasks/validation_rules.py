@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -40,6 +40,7 @@ class Rule:
         kwargs: its arguments; `column` or the columns it looks at.
         shown: the column whose value is reported for a failing row.
         after: rules whose failing rows this one leaves alone, because there it could only repeat them.
+        feature: the feature column that a rule of that many columns is about.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Rule:
     kwargs: dict[str, Any]
     shown: str
     after: tuple[str, ...] = ()
+    feature: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,21 +67,23 @@ def user_rules(features: Sequence[str], texts: Sequence[str]) -> list[Rule]:
     rules = [*_id_rules("user_id", "users"), *_copy_rules("user_id", "user")]
     for name in features:
         if name in texts:
-            rules.append(_readable(name, "text in UTF-8"))
+            rules.append(replace(_readable(name, "text in UTF-8"), name="feature_readable", feature=name))
             rules.append(
                 Rule(
-                    f"{name}_length", f"feature {name!r} has at most {FEATURE_CHARS} characters",
+                    "feature_length", f"feature {name!r} has at most {FEATURE_CHARS} characters",
                     "a category is a short name; shorten it, or leave the column out of users.parquet",
                     "ExpectColumnValueLengthsToBeBetween", {"column": name, "max_value": FEATURE_CHARS}, name,
+                    feature=name,
                 )
             )  # fmt: skip
         else:
             rules.append(
                 Rule(
-                    f"{name}_finite", f"feature {name!r} is a finite number or empty",
+                    "feature_finite", f"feature {name!r} is a finite number or empty",
                     "write an empty value where the number is not known",
                     "ExpectColumnValuesToBeBetween",
                     {"column": name, "min_value": -sys.float_info.max, "max_value": sys.float_info.max}, name,
+                    feature=name,
                 )
             )  # fmt: skip
     return rules
@@ -226,7 +230,8 @@ def _failures(frame: pd.DataFrame, rule: Rule, result: Any, before: Sequence[Fai
         raise RuntimeError(f"rule {rule.name}: Great Expectations could not evaluate it: {result.exception_info}")
     settled = {label for other in before if other.rule.name in rule.after for label in other.failed}
     labels = [frame.index[position] for position in detail["unexpected_index_list"]]
-    failed = {label: as_text(frame.at[label, rule.shown]) for label in labels if label not in settled}
+    about = f"{rule.feature}: " if rule.feature else ""
+    failed = {label: about + as_text(frame.at[label, rule.shown]) for label in labels if label not in settled}
     checked = detail["element_count"] - detail.get("missing_count", 0)
     return Failures(rule, checked, failed)
 

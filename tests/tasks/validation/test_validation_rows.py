@@ -145,8 +145,8 @@ def test_a_record_that_breaks_several_rules_counts_once(market: Any) -> None:
 USER_DEFECTS = {
     "no id": ("user_id", None, "row 2", "user_id_present", "user_known"),
     "endless id": ("user_id", "u" * 300, "u" * 200, "user_id_length", "user_known"),
-    "infinite number": ("followers", math.inf, "u2", "followers_finite", "user_valid"),
-    "endless category": ("style", "x" * 500, "u2", "style_length", "user_valid"),
+    "infinite number": ("followers", math.inf, "u2", "feature_finite", "user_valid"),
+    "endless category": ("style", "x" * 500, "u2", "feature_length", "user_valid"),
 }
 
 
