@@ -1,0 +1,88 @@
+"""What commands share: finding the workspace, options that look the same everywhere, tables and JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from tasks.registry import Registry
+    from tasks.workspace import Workspace
+
+__all__ = ["AsJson", "WorkspaceOption", "find_workspace", "open_store", "print_json", "print_table", "shown"]
+
+WorkspaceOption = Annotated[
+    Path | None,
+    typer.Option("--workspace", "-w", help="Folder with params.yaml and dvc.yaml; found from here upwards otherwise."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for tools instead of tables for people.")]
+
+
+def find_workspace(given: Path | None) -> Workspace:
+    """The workspace that a command is about.
+
+    Raises:
+        ConfigError: the given folder is none, or none is found from the current folder upwards.
+    """
+    from perfusion.errors import ConfigError
+    from tasks.workspace import open_workspace
+
+    here = Path.cwd()
+    candidates = [given.resolve()] if given is not None else [here, *here.parents]
+    root = next((folder for folder in candidates if _is_workspace(folder)), None)
+    if root is None:
+        place = f"{given}: this folder is" if given is not None else f"{here} and the folders above it are"
+        raise ConfigError(
+            f"{place} no workspace (a folder with params.yaml and dvc.yaml)\n"
+            "remedy: change into the repository or into work/workspaces/NAME, or name it: --workspace FOLDER"
+        )
+    own = root / "mlruns"
+    return open_workspace(root, own if own.is_dir() else None)
+
+
+def open_store(workspace: Workspace) -> tuple[Registry, str]:
+    """The registry of the workspace's store, and the family of models that its parameters name.
+
+    Raises:
+        GateError: there is no store yet.
+    """
+    from perfusion.errors import GateError
+    from tasks.registry import open_registry
+
+    if not (workspace.mlruns / "mlflow.db").exists():
+        raise GateError(f"{workspace.mlruns}: no model was ever registered here; `perfusion retrain` makes the first")
+    return open_registry(workspace.tracking_uri, workspace.mlruns), workspace.params().name
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON document."""
+    typer.echo(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False))
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table; numbers are shown as given."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(shown(value)) for value in row))
+    Console().print(table)
+
+
+def shown(value: object) -> str:
+    """A value as people read it: "-" for nothing, four significant digits."""
+    if value is None or value == "":
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _is_workspace(folder: Path) -> bool:
+    return (folder / "params.yaml").is_file() and (folder / "dvc.yaml").is_file()

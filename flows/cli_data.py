@@ -1,0 +1,117 @@
+"""`perfusion data`: make a sample, validate a dataset, describe it."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.cli_common import AsJson, print_json, print_table
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Make, check and describe datasets.", no_args_is_help=True)
+Folder = Annotated[Path, typer.Argument(help="Dataset folder: users.parquet, groups.parquet, images/part-*.parquet.")]
+
+
+@app.command()
+def sample(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to create.")] = Path("data"),
+    users: Annotated[int, typer.Option("--users", help="Merchants; about 20 group records each.")] = 600,
+    seed: Annotated[int, typer.Option("--seed", help="Another seed is another marketplace.")] = 0,
+    dirt: Annotated[bool, typer.Option("--dirt", help="Plant one of every defect that validation must find.")] = False,
+    personal: Annotated[
+        bool, typer.Option("--personal/--no-personal", help="Without, tastes weigh nothing: nothing can be learned.")
+    ] = True,
+    replace: Annotated[bool, typer.Option("--replace", help="Put it in the place of an older dataset.")] = False,
+) -> None:
+    """Draw the planted marketplace: garments, merchants with tastes, and which pictures they picked.
+
+    The same arguments give the same content, whatever machine draws it; its hash is printed.
+
+    Examples:
+
+      perfusion data sample --users 600 --seed 0 --out data
+
+      perfusion data sample --users 40 --dirt --out /tmp/dirty
+    """
+    from perfusion.world import write_marketplace
+
+    content = write_marketplace(out, users=users, seed=seed, dirt=dirt, personal=personal, replace=replace)
+    typer.echo(f"{out}: {users} merchants, seed {seed}, content hash {content}")
+
+
+@app.command()
+def validate(
+    folder: Folder,
+    params: Annotated[Path | None, typer.Option("--params", "-p", help="Parameter file whose limits apply.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Keep valid/ and quarantine/ in this folder.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Judge every row of a dataset and ask the data gate; exit code 2 when the gate stays closed.
+
+    Examples:
+
+      perfusion data validate data
+
+      perfusion data validate ../shop/marketplace --params params/photos.yaml --out /tmp/checked
+    """
+    from perfusion.config import Params, load_params
+    from perfusion.governance.data_gate import data_gate
+    from tasks.validation import validate as judge
+
+    config = (Params() if params is None else load_params(params)).data
+    with tempfile.TemporaryDirectory(prefix="perfusion-validate-") as scratch:
+        place = Path(scratch) if out is None else out
+        report = judge(folder, config, None, place / "valid", place / "quarantine")
+    decision = data_gate(report, config)
+    if as_json:
+        print_json({"report": report, "decision": decision.to_dict()})
+    else:
+        broken = [rule for rule in report["rules"] if rule["failed"]]
+        columns = ("table", "rule", "column", "failed", "of", "examples", "remedy")
+        keys = ("table", "rule", "column", "failed", "checked", "examples", "remedy")
+        rows = [[_line(rule.get(key)) for key in keys] for rule in broken]
+        print_table(f"{folder}: {len(broken)} of {len(report['rules'])} rules broken", columns, rows)
+        counts = f"{report['groups_in']} group records: {report['valid']} valid, {report['quarantined']} quarantined"
+        typer.echo(f"{counts}\ndata gate: {decision.verdict}")
+        for reason in decision.reasons:
+            typer.echo(f"  {reason}")
+    if not decision.passed:
+        raise typer.Exit(2)
+
+
+@app.command()
+def describe(folder: Folder, as_json: AsJson = False) -> None:
+    """Count users, prompts, group records and pictures (the paper's Table 1), and list the user features.
+
+    Examples:
+
+      perfusion data describe data
+
+      perfusion data describe data --json
+    """
+    from perfusion.data import content_hash, read_dataset, table_one
+
+    dataset = read_dataset(folder)
+    features = {
+        name: {"kind": str(column.dtype), "values": int(column.nunique()), "missing": int(column.isna().sum())}
+        for name, column in dataset.users.items()
+        if name != "user_id"
+    }
+    facts = {"content_hash": content_hash(folder), **table_one(dataset.groups), "user_features": features}
+    if as_json:
+        print_json(facts)
+        return
+    print_table(str(folder), ("", ""), [(key, _line(value)) for key, value in facts.items() if key != "user_features"])
+    rows = [(name, *values.values()) for name, values in features.items()]
+    print_table("user features", ("feature", "type", "values", "missing"), rows)
+
+
+def _line(value: object) -> object:
+    """A table cell: nested values on one line."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {item}" for key, item in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else value

@@ -1,0 +1,77 @@
+"""Commands about the place itself: doctor, ui."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from flows.cli_common import AsJson, WorkspaceOption, find_workspace, print_json, print_table
+
+__all__ = ["COMMANDS", "doctor", "ui"]
+
+
+def doctor(workspace: WorkspaceOption = None, as_json: AsJson = False) -> None:
+    """Look whether everything is as it should be.
+
+    Versions, torch, disk, weights, data, store and registry; exit code 2 when something is wrong. Says which models are twins: small stand-ins, trained here because no real weights are given.
+
+    Examples:
+
+      perfusion doctor
+
+      perfusion doctor --workspace work/workspaces/photos --json
+    """
+    from dataclasses import asdict
+
+    from perfusion.errors import ConfigError
+    from tasks.doctor import Finding, examine
+
+    try:
+        place, absent = find_workspace(workspace), []
+    except ConfigError as error:
+        place, absent = None, [Finding("workspace", "note" if workspace is None else "wrong", str(error))]
+    findings = [*examine(place), *absent]
+    wrong = [finding for finding in findings if finding.state == "wrong"]
+    if as_json:
+        print_json({"findings": [asdict(finding) for finding in findings], "wrong": len(wrong)})
+    else:
+        print_table("perfusion doctor", ("", "", ""), [(f.state, f.name, f.detail) for f in findings])
+        typer.echo(f"{len(wrong)} thing(s) to mend" if wrong else "nothing to mend")
+    if wrong:
+        raise typer.Exit(2)
+
+
+def ui(
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="Port to listen on.")] = 5000,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Open MLflow's pages: runs, live curves, pictures, registry.
+
+    They listen until Ctrl-C.
+
+    Examples:
+
+      perfusion ui
+
+      perfusion ui --port 5001
+    """
+    import subprocess
+    import sys
+
+    from perfusion.errors import PerFusionError
+
+    place = find_workspace(workspace)
+    if not (place.mlruns / "mlflow.db").exists():
+        typer.echo(f"{place.mlruns}: nothing there yet; runs will appear as they are made")
+        place.mlruns.mkdir(parents=True, exist_ok=True)
+    typer.echo(f"MLflow: http://{host}:{port}")
+    store = ["--backend-store-uri", place.tracking_uri, "--artifacts-destination", str(place.mlruns / "artifacts")]
+    command = [sys.executable, "-m", "mlflow", "ui", "--host", host, "--port", str(port), *store]
+    code = subprocess.run(command, check=False).returncode
+    if code not in (0, -2, 130):
+        raise PerFusionError(f"MLflow ended with exit code {code}; is port {port} taken? try --port {port + 1}")
+
+
+COMMANDS = {"doctor": doctor, "ui": ui}

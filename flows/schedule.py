@@ -1,0 +1,43 @@
+"""The retraining flow on a schedule. prefect.yaml says the same for a server with work pools."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from prefect import serve as serve_deployments
+from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
+from prefect.deployments.runner import RunnerDeployment
+from prefect.schedules import Cron
+
+from flows.retrain import retrain
+from perfusion.errors import ConfigError
+
+__all__ = ["deployment", "serve"]
+
+ONE_AT_A_TIME = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW)
+
+
+def deployment(cron: str, name: str, parameters: Mapping[str, str | None]) -> RunnerDeployment:
+    """A deployment of the retraining flow: at most one run at a time, a tick that meets a running one is cancelled.
+
+    Args:
+        cron: minute hour day month weekday, in UTC.
+        name: of the deployment.
+        parameters: of the flow: params, data, root.
+
+    Raises:
+        ConfigError: `cron` is no cron expression.
+    """
+    given = {key: value for key, value in parameters.items() if value is not None}
+    try:
+        schedule = Cron(cron, timezone="UTC")
+        return retrain.to_deployment(name, schedule=schedule, parameters=given, concurrency_limit=ONE_AT_A_TIME)
+    except ValueError:
+        raise ConfigError(
+            f"--cron {cron!r}: not a cron expression; it has five fields, minute hour day month weekday: '0 3 * * *'"
+        ) from None
+
+
+def serve(cron: str, name: str, parameters: Mapping[str, str | None]) -> None:
+    """Make the deployment and run what falls due, in processes started from here, until interrupted."""
+    serve_deployments(deployment(cron, name, parameters), pause_on_shutdown=False)

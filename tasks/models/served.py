@@ -1,0 +1,59 @@
+"""The models that serve: loading the champion (or a named version) of a workspace's store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import mlflow
+from mlflow.exceptions import MlflowException
+from PIL import Image
+
+from perfusion.errors import GateError
+from tasks.registry import CHAMPION, Registry
+
+__all__ = ["Served", "contact_strip", "load_served"]
+
+
+@dataclass(frozen=True)
+class Served:
+    """A loaded model.
+
+    Attributes:
+        name: registered name.
+        version: of it.
+        model: its pyfunc.
+    """
+
+    name: str
+    version: int
+    model: mlflow.pyfunc.PyFuncModel
+
+
+def load_served(registry: Registry, name: str, version: int | None = None) -> Served:
+    """Load a version of the registered model `name`; None takes the champion.
+
+    Raises:
+        GateError: there is no champion, or no such version.
+    """
+    chosen = registry.version(name, CHAMPION) if version is None else version
+    if chosen is None:
+        raise GateError(
+            f"{name}: no champion yet; `perfusion retrain` makes one when its gates pass, `perfusion history` tells what "
+            "was refused, --version N takes any version"
+        )
+    try:
+        registry.client.get_model_version(name, str(chosen))
+    except MlflowException as error:
+        raise GateError(f"{name} version {chosen}: {error.message}; `perfusion history` lists versions") from None
+    mlflow.set_tracking_uri(registry.client.tracking_uri)
+    mlflow.set_registry_uri(registry.client.tracking_uri)
+    return Served(name, chosen, mlflow.pyfunc.load_model(f"models:/{name}/{chosen}"))
+
+
+def contact_strip(pictures: list[Image.Image], gap: int = 4) -> Image.Image:
+    """Pictures of one size side by side on white."""
+    width, height = pictures[0].size
+    strip = Image.new("RGB", (len(pictures) * (width + gap) + gap, height + 2 * gap), "white")
+    for index, picture in enumerate(pictures):
+        strip.paste(picture, (gap + index * (width + gap), gap))
+    return strip
