@@ -162,7 +162,7 @@ class DiffusionConfig(Section):
     optimiser: OptimiserConfig = OptimiserConfig(steps=1650, lr=1.5e-3, warmup=50, ema_decay=0.995)
     batch_images: Count = 32
     pictures: Count = Field(12000, description="captioned pictures the twin is pretrained on")
-    caption_keep: Share = Field(0.7, description="share of a picture's phrases that a training caption states")
+    caption_keep: Share = Field(0.5, description="share of a picture's phrases that a training caption states")
     caption_dropout: Share = Field(0.1, description="share of empty training captions, for guidance")
     codec: CodecConfig = CodecConfig()
     text: TextConfig = TextConfig()
@@ -197,6 +197,9 @@ class PreferenceConfig(Section):
     timestep_ranges: tuple[tuple[int, int], ...] = Field(
         ((0, 1000),), description="noise levels: one half-open range at random, then uniform in it; whole in the paper"
     )
+    terminal_groups: int = Field(
+        0, ge=0, description="more groups per micro-batch, at the last noise level (1 forward each if it is pure noise)"
+    )
     trainable: Literal["full", "decoder"] = Field("full", description="the U-Net's trained part, for SFT and DPO")
     weight_floor: Positive = Field(0.1, description="SFT: as in diffusion.weight_floor")
     max_error_ratio: Positive = Field(1.5, description="stop when err_theta / err_ref exceeds this over 20 steps")
@@ -223,7 +226,7 @@ class EvaluateConfig(Section):
 
     pairs: Count = Field(320, description="held-out (user, prompt) pairs")
     pictures: Count = Field(1, description="pictures of each pair and arm, from different noise")
-    steps: Count = Field(20, description="sampling steps")
+    steps: Count | None = Field(None, description="sampling steps; None takes the generator's own")
     batch_pictures: Count = Field(32, description="pictures sampled at a time")
     sheet_users: Count = Field(8, description="rows of the contact sheet")
     scorers: tuple[ScorerName, ...] = Field(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +50,7 @@ class AestheticScore:
     backbone: Backbone
     head: AestheticHead
     twin: bool
+    encoder: ClassVar[None] = None
 
     @property
     def name(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -24,6 +25,7 @@ class ClipScore:
 
     backbone: Backbone
     twin: bool
+    encoder: ClassVar[None] = None
 
     @property
     def name(self) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from perfusion.data import FeatureEncoder
 from perfusion.reward import PerFusionRM
 from perfusion.scorers.protocol import check_batch
 
@@ -23,6 +24,10 @@ class PersonalScore:
 
     model: PerFusionRM
     name: str = "perfusion_rm"
+
+    @property
+    def encoder(self) -> FeatureEncoder | None:
+        return self.model.encoder
 
     def score(self, prompts: list[str], pixels: Tensor, users: Tensor | None = None) -> Tensor:
         """See `perfusion.scorers.Scorer`; without users it is the plain backbone."""

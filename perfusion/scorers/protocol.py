@@ -9,6 +9,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from perfusion.data import FeatureEncoder
+
 __all__ = ["Scorer", "check_batch", "reported_name"]
 
 
@@ -18,6 +20,11 @@ class Scorer(Protocol):
     @property
     def name(self) -> str:
         """The name its numbers are reported under; ends in `[twin]` when a tiny twin gives them."""
+        ...
+
+    @property
+    def encoder(self) -> FeatureEncoder | None:
+        """What encodes users for this scorer; None for a user-blind one."""
         ...
 
     def score(self, prompts: list[str], pixels: Tensor, users: Tensor | None = None) -> Tensor:
