@@ -19,7 +19,8 @@ def report(
 ) -> None:
     """Show the headline figures of the last run and write its page.
 
-    The page is one offline HTML file with figures and pictures. With --json the figures alone are printed, for tools; what does not exist is null and "missing" says why.
+    The page is one offline HTML file with figures and pictures. With --json the figures alone are printed, for tools;
+    what does not exist is null and "missing" says why.
 
     Examples:
 

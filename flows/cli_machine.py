@@ -14,7 +14,8 @@ __all__ = ["COMMANDS", "doctor", "ui"]
 def doctor(workspace: WorkspaceOption = None, as_json: AsJson = False) -> None:
     """Look whether everything is as it should be.
 
-    Versions, torch, disk, weights, data, store and registry; exit code 2 when something is wrong. Says which models are twins: small stand-ins, trained here because no real weights are given.
+    Versions, torch, disk, weights, data, store and registry; exit code 2 when something is wrong. Says which models are
+    twins: small stand-ins, trained here because no real weights are given.
 
     Examples:
 

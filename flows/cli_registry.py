@@ -116,7 +116,7 @@ def history(
 
 
 def _versions(registry: Registry, family: str, generator: int | None, reward: int | None) -> dict[str, int]:
-    """Registered name -> version to promote; a version that serves already is left out."""
+    """Registered name -> version to promote."""
     from tasks.registry import CHALLENGER, JUDGED_BY
 
     names = {"reward": f"{family}-reward", "generator": f"{family}-generator"}
@@ -128,7 +128,7 @@ def _versions(registry: Registry, family: str, generator: int | None, reward: in
         tags = registry.client.get_model_version(names["generator"], str(generator)).tags
         reward = int(tags[JUDGED_BY]) if JUDGED_BY in tags else None
     wanted = {names["reward"]: reward, names["generator"]: generator}
-    return {name: number for name, number in wanted.items() if number is not None and number != registry.version(name)}
+    return {name: number for name, number in wanted.items() if number is not None}
 
 
 def _readable(registry: Registry) -> bool:

@@ -24,8 +24,9 @@ DataOption = Annotated[
 def retrain(params: ParamsOption = None, data: DataOption = None, workspace: WorkspaceOption = None) -> None:
     """Run the whole DAG, from data to champion.
 
-    It validates, trains, evaluates, judges, and promotes what earns it. Stages whose inputs did not change are not run again. Gates that stay closed end the run with their reasons; that
-    is an outcome, not an error. Other parameters or data get a workspace of their own.
+    It validates, trains, evaluates, judges, and promotes what earns it. Stages whose inputs did not change are not run
+    again. Gates that stay closed end the run with their reasons; that is an outcome, not an error. Other parameters or
+    data get a workspace of their own, work/workspaces/NAME.
 
     Examples:
 
@@ -86,8 +87,8 @@ def schedule(
 ) -> None:
     """Retrain again and again by the clock, until interrupted.
 
-    A tick that meets a run still going on is cancelled. Prefect's server must be running and known (`make prefect`, PREFECT_API_URL); for a server with work pools and
-    workers, deploy prefect.yaml instead.
+    A tick that meets a run still going on is cancelled. Prefect's server must be running (`make prefect`, or the one
+    that PREFECT_API_URL names); for a server with work pools and workers, deploy prefect.yaml instead.
 
     Examples:
 

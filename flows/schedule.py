@@ -31,7 +31,9 @@ def deployment(cron: str, name: str, parameters: Mapping[str, str | None]) -> Ru
     given = {key: value for key, value in parameters.items() if value is not None}
     try:
         schedule = Cron(cron, timezone="UTC")
-        return retrain.to_deployment(name, schedule=schedule, parameters=given, concurrency_limit=ONE_AT_A_TIME)
+        return RunnerDeployment.from_flow(
+            retrain, name, schedule=schedule, parameters=given, concurrency_limit=ONE_AT_A_TIME
+        )
     except ValueError:
         raise ConfigError(
             f"--cron {cron!r}: not a cron expression; it has five fields, minute hour day month weekday: '0 3 * * *'"

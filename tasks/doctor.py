@@ -53,9 +53,8 @@ def examine(workspace: Workspace | None) -> list[Finding]:
 def machine_findings() -> Iterator[Finding]:
     """Interpreter, machine, package versions, torch and its torchvision."""
     memory = psutil.virtual_memory()
-    yield Finding(
-        "python", "ok" if sys.version_info >= (3, 11) else "wrong", f"{platform.python_version()}, needs 3.11 or newer"
-    )
+    recent: State = "ok" if sys.version_info >= (3, 11) else "wrong"
+    yield Finding("python", recent, f"{platform.python_version()}, needs 3.11 or newer")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield Finding(
         "machine", "ok", f"{cores} cores, {memory.total / 2**30:.0f} GiB of memory, {memory.available / 2**30:.0f} free"
@@ -69,7 +68,7 @@ def machine_findings() -> Iterator[Finding]:
 def workspace_findings(workspace: Workspace) -> Iterator[Finding]:
     """Space, parameters, weights, data, a run going on, the MLflow store and the registry's log."""
     free = shutil.disk_usage(workspace.root).free // 2**20
-    enough = "ok" if free >= LEAST_FREE_MIB else "wrong"
+    enough: State = "ok" if free >= LEAST_FREE_MIB else "wrong"
     yield Finding("disk", enough, f"{free} MiB free at {workspace.root}, a retraining needs {LEAST_FREE_MIB}")
     try:
         params = workspace.params()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
 from perfusion.errors import GateError
 from tasks.process import cpu_environment
@@ -35,7 +36,7 @@ def load_in_clean_process(
     tracking_uri: str,
     params: Mapping[str, Any] | None = None,
     timeout: float = 600.0,
-    threads: int = 1,
+    threads: int | None = None,
 ) -> pd.DataFrame:
     """What the artifact at `model_uri` answers to `probe` in a clean process.
 
@@ -45,7 +46,8 @@ def load_in_clean_process(
         tracking_uri: of the store.
         params: request parameters.
         timeout: seconds.
-        threads: of the numerical libraries; another number may change the last bits.
+        threads: of the numerical libraries; None takes as many as torch does here, because another number may change
+            the last bits of an answer.
 
     Raises:
         GateError: it does not load or answer; holds the last lines of what it said.
@@ -58,7 +60,7 @@ def load_in_clean_process(
         try:
             done = subprocess.run(
                 [sys.executable, "-c", script, *arguments], cwd=folder, capture_output=True, text=True, timeout=timeout,
-                env={**os.environ, **cpu_environment(threads), **QUIET},
+                env={**os.environ, **cpu_environment(threads or torch.get_num_threads()), **QUIET},
             )  # fmt: skip
         except subprocess.TimeoutExpired:
             raise GateError(f"{model_uri}: no answer from a clean process within {timeout:g} s") from None

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import mlflow
 from mlflow.exceptions import MlflowException
+from mlflow.pyfunc import PyFuncModel, load_model
 from PIL import Image
 
 from perfusion.errors import GateError
@@ -26,7 +27,7 @@ class Served:
 
     name: str
     version: int
-    model: mlflow.pyfunc.PyFuncModel
+    model: PyFuncModel
 
 
 def load_served(registry: Registry, name: str, version: int | None = None) -> Served:
@@ -47,7 +48,7 @@ def load_served(registry: Registry, name: str, version: int | None = None) -> Se
         raise GateError(f"{name} version {chosen}: {error.message}; `perfusion history` lists versions") from None
     mlflow.set_tracking_uri(registry.client.tracking_uri)
     mlflow.set_registry_uri(registry.client.tracking_uri)
-    return Served(name, chosen, mlflow.pyfunc.load_model(f"models:/{name}/{chosen}"))
+    return Served(name, chosen, load_model(f"models:/{name}/{chosen}"))
 
 
 def contact_strip(pictures: list[Image.Image], gap: int = 4) -> Image.Image:

@@ -174,7 +174,8 @@ class Registry:
         """Make these versions the champions, all or none.
 
         Args:
-            versions: registered name -> version, e.g. {"perfusion-reward": 3, "perfusion-generator": 3}.
+            versions: registered name -> version, e.g. {"perfusion-reward": 3, "perfusion-generator": 3}. One that is
+                the champion already stays; there must be one that is not.
             expected: registered name -> champion that the gates compared against; a champion moved since is refused.
             decisions: the gates' decisions; each must have passed, and a reward needs "reward" and "load", a generator
                 "promotion" and "load".
@@ -212,8 +213,6 @@ class Registry:
             target = rollback_target(self.history(family), name, to)
             current = self.champions(family)
             moves = {model: version for model, version in target.items() if current.get(model) != version}
-            if not moves:
-                raise GateError(f"{name}: version {to} is the champion already")
             return self._transition("rollback", moves, current if expected is None else expected, (), reason, False)
 
     def recover(self) -> Transition | None:
@@ -229,12 +228,15 @@ class Registry:
     ) -> Transition:  # fmt: skip
         """The only place that moves a champion alias; the caller holds the lock."""
         self._check_champions(versions, expected, forced)
+        versions = {name: version for name, version in versions.items() if version != expected[name]}
+        if not versions:
+            raise GateError(f"{_named(expected)}: champion already; nothing new to {action}")
         self._check_partners(versions, action)
         files = {name: self.files(name, version) for name, version in versions.items() if version is not None}
         body = {
             "id": uuid.uuid4().hex,
             "action": action,
-            "moves": {name: [self.version(name), version] for name, version in sorted(versions.items())},
+            "moves": {name: [expected[name], version] for name, version in sorted(versions.items())},
             "decisions": [decision.to_dict() for decision in decisions],
             "reason": reason,
             "forced": forced,
@@ -305,8 +307,6 @@ class Registry:
                     f"{name}: stale: the gate compared with champion {_shown(expected[name])}, but the champion is "
                     f"{_shown(found)} now; run the gate again against it"
                 )
-            if found == version:
-                raise GateError(f"{name}: version {_shown(version)} is the champion already; nothing new to promote")
             if found != logged.get(name):
                 if not forced:
                     raise GateError(_drift(name, found, logged.get(name)))
