@@ -1,8 +1,8 @@
 """Reports of a retraining: a summary for machines, one offline page a run, and one page that compares two runs.
 
-    summary(workspace)                    what `perfusion report --json` prints
-    write_report(workspace)               work/report/index.html
-    compare(workspace, a, b, out)         one page, from run ids, "generator@3" or two work folders
+summary(workspace)                    what `perfusion report --json` prints
+write_report(workspace)               work/report/index.html
+compare(workspace, a, b, out)         one page, from run ids, "generator@3" or two work folders
 """
 
 from __future__ import annotations
@@ -19,15 +19,8 @@ from tasks.reporting_pictures import contact_sheet
 from tasks.reporting_record import RunRecord, read_record
 from tasks.reporting_sources import open_run
 from tasks.reporting_summary import summarise
-from tasks.reporting_views import (
-    data_view,
-    gates_view,
-    generator_view,
-    reward_view,
-    tiles_view,
-    times_view,
-    verdict_view,
-)
+from tasks.reporting_verdict import tiles_view, verdict_view
+from tasks.reporting_views import data_view, gates_view, generator_view, reward_view, times_view
 from tasks.reporting_words import GLOSSARY, flatten, number, seconds
 from tasks.workspace import Workspace
 
@@ -62,7 +55,7 @@ def write_report(workspace: Workspace, out: Path | None = None, lineage: Mapping
         "report.html.j2",
         title=record.title,
         kicker=_kicker(record),
-        verdict=verdict_view(record, serving),
+        verdict=verdict_view(record),
         gates=gates_view(record),
         gate_missing="The flow did not ask this gate.",
         tiles=tiles_view(record),
@@ -122,13 +115,13 @@ def _curves(record: RunRecord) -> list[dict[str, str]]:
     drawings = []
     for run, table in record.curves():
         for metric in panels(table):
-            last = table[metric].dropna()
+            values = table[metric].dropna()
             drawings.append(
                 {
                     "run": run,
                     "metric": metric.replace("_", " "),
                     "svg": curve_svg(table, metric, salt=f"{run}-{metric}"),
-                    "caption": f"{number(last.iloc[0], 4)} at first, {number(last.iloc[-1], 4)} at step {int(table['step'].iloc[-1])}",
+                    "caption": f"from {number(values.iloc[0], 4)} to {number(values.iloc[-1], 4)}",
                 }
             )
     return drawings

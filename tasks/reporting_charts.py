@@ -95,7 +95,7 @@ def curve_svg(table: pd.DataFrame, metric: str, salt: str) -> str:
         "ytick.color": _INK, "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6,
         "xtick.major.width": 0.6, "ytick.major.width": 0.6, "xtick.major.size": 2.5, "ytick.major.size": 2.5,
     }  # fmt: skip
-    with plt.rc_context(style):
+    with plt.rc_context(style):  # type: ignore[arg-type]
         drawing, axes = plt.subplots(figsize=(3.0, 1.35), layout="constrained")
         try:
             axes.plot(steps, values, color=_CURVE, linewidth=0.7, alpha=0.35)

@@ -119,7 +119,8 @@ def _picture_rows(a: RunRecord, b: RunRecord, options: Mapping[str, Any]) -> Vie
     both = matched["both"]
     scorers = [name for name in _scorers(left) if f"{name}_a" in both and f"{name}_b" in both]
     rows = [
-        _row(f"PerFusion: {metric_name(name)}", both, name, options, digits=2, ruler=_ruler(a, b, name)) for name in scorers
+        _row(f"PerFusion: {metric_name(name)}", both, name, options, digits=2, ruler=_ruler(a, b, name))
+        for name in scorers
     ]
     return {"rows": rows if len(both) else [], **matched["counts"]}
 
@@ -179,9 +180,7 @@ def _ruler(a: RunRecord, b: RunRecord, scorer: str) -> str:
     return "same" if left == right else "other"
 
 
-def _row(
-    name: str, both: pd.DataFrame, column: str, options: Mapping[str, Any], *, digits: int, ruler: str
-) -> View:
+def _row(name: str, both: pd.DataFrame, column: str, options: Mapping[str, Any], *, digits: int, ruler: str) -> View:
     """A figure of both runs on shared items and the interval of their paired difference, on a scale of its own."""
     left, right, users = both[f"{column}_a"], both[f"{column}_b"], both["user_id"]
     difference = _figure(paired_difference(right, left, users, **options))
@@ -205,7 +204,7 @@ def _figure(value: Interval) -> Figure:
 
 
 def _head(record: RunRecord) -> View:
-    return {"title": record.title, "status": (record.outcome or {}).get("status", ""), "seconds": sum(record.seconds.values())}
+    return {"title": record.title, "status": (record.outcome or {}).get("status", "")}
 
 
 def _verdict(rows: Sequence[View]) -> View:
@@ -213,9 +212,10 @@ def _verdict(rows: Sequence[View]) -> View:
     told = [_tell(rows, "true_utility", "pictures"), _tell(rows, "auc_perfusion_rm", "the reward model's ranking")]
     sides = [side for side, _ in filter(None, told)]
     if not sides:
-        return {"tone": "none", "word": "Not comparable", "because": "The runs share no item that both were measured on."}
+        because = "The runs share no item that both were measured on."
+        return {"tone": "none", "word": "Not comparable", "because": because}
     word, tone = "No clear difference", "none"
-    if set(sides) == {1, -1} or {1, -1} <= set(sides):
+    if {1, -1} <= set(sides):
         word, tone = "Mixed", "open"
     elif 1 in sides:
         word, tone = "B is better", "pass"
@@ -258,7 +258,8 @@ def _pictures(a: RunRecord, b: RunRecord, count: int) -> View | None:
     arms = [arm for arm in SHOWN_ARMS if arm in left and arm in right]
     if "perfusion" not in arms:
         return None
-    shared = sorted(left["perfusion"].index.intersection(right["perfusion"].index), key=lambda item: derive_seed(0, *item))
+    common = left["perfusion"].index.intersection(right["perfusion"].index)
+    shared = sorted(common, key=lambda item: derive_seed(0, *item))
     if not shared:
         return None
     judge = _judge(left["perfusion"], right["perfusion"])
@@ -272,7 +273,7 @@ def _pictures(a: RunRecord, b: RunRecord, count: int) -> View | None:
         cells = []
         for arm in arms:
             pair = [_cell(record, table[arm], item) for record, table in ((a, left), (b, right))]
-            same = all(pair) and pair[0]["uri"] == pair[1]["uri"]
+            same = pair[0] is not None and pair[1] is not None and pair[0]["uri"] == pair[1]["uri"]
             cells.append({"a": pair[0], "b": pair[1], "same": same})
         user, prompt, seed = item
         return {"user": user, "prompt": prompt, "seed": seed, "traits": traits(left["perfusion"].loc[[item]]),
@@ -288,9 +289,8 @@ def _pictures(a: RunRecord, b: RunRecord, count: int) -> View | None:
 
 def _first_pictures(pictures: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Arm -> its first picture of every item, by item."""
-    return {
-        str(arm): rows.drop_duplicates(list(ITEM)).set_index(list(ITEM), drop=False) for arm, rows in pictures.groupby("arm")
-    }
+    first = pictures.drop_duplicates(["arm", *ITEM])
+    return {str(arm): rows.set_index(list(ITEM), drop=False) for arm, rows in first.groupby("arm")}
 
 
 def _judge(left: pd.DataFrame, right: pd.DataFrame) -> str | None:

@@ -20,7 +20,12 @@ import yaml
 from perfusion.errors import DataError, PerFusionError
 from tasks.livelog import LogTail
 
-__all__ = ["Figure", "ReportError", "RunRecord", "figure", "read_record"]
+__all__ = ["STAGES_IN_ORDER", "Figure", "ReportError", "RunRecord", "figure", "read_record"]
+
+STAGES_IN_ORDER = (
+    "validate", "split", "backbones", "pickscore", "reward", "evaluate-reward", "encode", "dpo", "sft", "generator",
+    "evaluate-generator",
+)  # fmt: skip
 
 
 class ReportError(PerFusionError):
@@ -94,14 +99,28 @@ class RunRecord:
     models: dict[str, str]
 
     @property
+    def reached(self) -> frozenset[str]:
+        """The stages whose records belong to this run; behind a closed gate an earlier run's may still lie."""
+        stages = (self.outcome or {}).get("stages")
+        if stages is not None:
+            return frozenset(stages)
+        behind = {"data": STAGES_IN_ORDER[1:], "reward": STAGES_IN_ORDER[STAGES_IN_ORDER.index("encode") :]}
+        shut = {gate for gate in behind if self.gates.get(gate, {}).get("verdict", "pass") != "pass"}
+        return frozenset(STAGES_IN_ORDER) - {stage for gate in shut for stage in behind[gate]}
+
+    def stage(self, name: str) -> dict[str, Any] | None:
+        """A stage's metrics; None when this run did not reach it."""
+        return self.metrics.get(name) if name in self.reached else None
+
+    @property
     def reward(self) -> dict[str, Any] | None:
         """What `evaluate-reward` measured."""
-        return self.metrics.get("evaluate-reward")
+        return self.stage("evaluate-reward")
 
     @property
     def generator(self) -> dict[str, Any] | None:
         """What `evaluate-generator` measured."""
-        return self.metrics.get("evaluate-generator")
+        return self.stage("evaluate-generator")
 
     @property
     def scorers(self) -> dict[str, dict[str, Any]]:
@@ -125,30 +144,43 @@ class RunRecord:
         """Paired differences between arms, "perfusion - base" -> metric -> figure."""
         return dict((self.generator or {}).get("paired", {}))
 
+    @property
+    def judge(self) -> str:
+        """Whose number decides about pictures: true utility where there is a truth, else our own reward model."""
+        return "true_utility" if any("true_utility" in metrics for metrics in self.arms.values()) else "perfusion_rm"
+
+    def difference(self, arm: str, other: str) -> Figure | None:
+        """The judge's paired difference between two arms."""
+        return figure(self.differences.get(f"{arm} - {other}"), self.judge)
+
     @cached_property
     def groups(self) -> pd.DataFrame | None:
         """Average precision and AUC per held-out group and scorer; None when they were not kept."""
-        return _read_parquet(self.work / "evaluation" / "reward" / "groups.parquet")
+        return None if self.reward is None else _read_parquet(self.work / "evaluation" / "reward" / "groups.parquet")
 
     @cached_property
     def slices(self) -> pd.DataFrame | None:
         """The reward model's gain for every value of every merchant feature; None when it was not kept."""
-        return _read_parquet(self.work / "evaluation" / "reward" / "slices.parquet")
+        return None if self.reward is None else _read_parquet(self.work / "evaluation" / "reward" / "slices.parquet")
 
     @cached_property
     def pictures(self) -> pd.DataFrame | None:
         """One row per generated picture, with its file and scores; None when they were not kept."""
-        return _read_parquet(self.work / "evaluation" / "generator" / "pictures.parquet")
+        return (
+            None
+            if self.generator is None
+            else _read_parquet(self.work / "evaluation" / "generator" / "pictures.parquet")
+        )
 
     def picture_file(self, name: str) -> Path:
-        """The file of a picture named in `pictures`."""
+        """A file of the generator's evaluation, e.g. a picture named in `pictures`."""
         return self.work / "evaluation" / "generator" / name
 
     def curves(self) -> Iterator[tuple[str, pd.DataFrame]]:
         """(run, table with a column `step` and one per metric) for every training that logged, in stage order."""
-        order = {stage: index for index, stage in enumerate(self.metrics)}
-        for file in sorted((self.work / "logs").glob("*.jsonl"), key=lambda file: (order.get(file.stem, 99), file.stem)):
-            yield from _curves(file)
+        for stage in (stage for stage in STAGES_IN_ORDER if stage in self.reached):
+            if (file := self.work / "logs" / f"{stage}.jsonl").exists():
+                yield from _curves(file)
 
 
 def read_record(folder: Path, title: str | None = None) -> RunRecord:
@@ -175,7 +207,9 @@ def read_record(folder: Path, title: str | None = None) -> RunRecord:
         gates=gates,
         seconds=seconds,
         outcome=_read_json(outcome) if outcome.exists() else None,
-        data_digest=_digest(entry for entry in lock.get("validate", {}).get("deps", []) if entry["path"].startswith("data")),
+        data_digest=_digest(
+            entry for entry in lock.get("validate", {}).get("deps", []) if entry["path"].startswith("data")
+        ),
         models={stage: digest for stage, made in lock.items() if (digest := _digest(made.get("outs", [])))},
     )
 
@@ -184,7 +218,9 @@ def _read_json(file: Path) -> dict[str, Any]:
     try:
         record = json.loads(file.read_text())
     except ValueError as error:
-        raise ReportError(f"{file}: damaged ({error})\nremedy: delete it and run the stage {file.stem!r} again") from None
+        raise ReportError(
+            f"{file}: damaged ({error})\nremedy: delete it and run the stage {file.stem!r} again"
+        ) from None
     if not isinstance(record, dict):
         raise ReportError(f"{file}: holds {type(record).__name__}, needs one JSON object\nremedy: run the stage again")
     return record

@@ -39,7 +39,9 @@ def open_run(workspace: Workspace, reference: str | Path) -> Iterator[RunRecord]
         return
     text = str(reference)
     if not (workspace.mlruns / "mlflow.db").exists():
-        raise ReportError(f"{text}: no such folder, and there is no store of runs at {workspace.mlruns}\nremedy: {_HOW}")
+        raise ReportError(
+            f"{text}: no such folder, and there is no store of runs at {workspace.mlruns}\nremedy: {_HOW}"
+        )
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=workspace.tracking_uri, registry_uri=workspace.tracking_uri)

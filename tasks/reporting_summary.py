@@ -44,9 +44,9 @@ def data_counts(record: RunRecord, missing: dict[str, str]) -> dict[str, int] | 
     Raises:
         ReportError: the counts do not add up; names them.
     """
-    checked, split = record.metrics.get("validate"), record.metrics.get("split")
+    checked, split = record.stage("validate"), record.stage("split")
     if checked is None or split is None:
-        missing["data"] = f"stage {'validate' if checked is None else 'split'!r} has not run"
+        missing["data"] = _not_reached(record, "validate" if checked is None else "split")
         return None
     counts = {
         "groups_in": int(checked["groups_in"]),
@@ -136,6 +136,4 @@ def _not_reached(record: RunRecord, stage: str) -> str:
     closed = [name for name, decision in record.gates.items() if decision["verdict"] != "pass"]
     if closed:
         return f"stage {stage!r} was not reached: the {closed[0]} gate is closed"
-    return f"stage {stage!r} has not run"
-
-
+    return f"stage {stage!r} was not reached" if record.outcome else f"stage {stage!r} has not run"

@@ -7,15 +7,14 @@ from typing import Any
 
 import pandas as pd
 
-from tasks.reporting_charts import Axis, Reference, axis_for
+from tasks.reporting_charts import Reference, axis_for
 from tasks.reporting_record import Figure, ReportError, RunRecord, figure
-from tasks.reporting_summary import NO_TRUTH, data_counts
-from tasks.reporting_words import ARMS, GATES, METRICS, SCORERS, STAGES, interval, metric_name, number, percent, signed
+from tasks.reporting_summary import data_counts
+from tasks.reporting_words import ARMS, GATES, ICONS, METRICS, SCORERS, STAGES, metric_name, split_reason
 
-__all__ = ["data_view", "gates_view", "generator_view", "reward_view", "tiles_view", "times_view", "verdict_view"]
+__all__ = ["data_view", "gates_view", "generator_view", "reward_view", "times_view"]
 
 View = dict[str, Any]
-ICONS = {"pass": "✓", "fail": "✗", "inconclusive": "?"}
 #: Key of the reward metrics -> (what is compared, tone).
 REWARD_DIFFERENCES = {
     "gain_over_user_blind": ("PerFusionRM minus tuned PickScore", "ours"),
@@ -23,173 +22,6 @@ REWARD_DIFFERENCES = {
     "cold_gain_over_user_blind": ("merchants without history: PerFusionRM minus tuned PickScore", "ours"),
 }
 LIMITS = frozenset({"random", "user_blind_oracle", "reachable", "full_oracle"})
-
-
-# -- the verdict ------------------------------------------------------------------------------------------------------
-
-
-def verdict_view(record: RunRecord, serving: Mapping[str, int | None]) -> View:
-    """The verdict in a few words, and the because in one or two sentences."""
-    closed = [name for name in GATES if record.gates.get(name, {}).get("verdict", "pass") != "pass"]
-    status = (record.outcome or {}).get("status")
-    told = " ".join((record.outcome or {}).get("reasons", []))
-    if closed:
-        tone = record.gates[closed[0]]["verdict"]
-        return {"tone": tone, "word": "Not promoted", "rest": _closed_gate(closed[0], tone), "because": _why(record, closed[0])}
-    if status == "promoted":
-        names = " and ".join(f"{name} {version}" for name, version in _champions(record, serving))
-        rest = f"{names} now serve" if names else "the new models now serve"
-        return {"tone": "pass", "word": "Promoted", "rest": rest, "because": _praise(record)}
-    if status is not None:
-        return {"tone": "none", "word": status.replace("_", " ").capitalize(), "rest": "", "because": told or _praise(record)}
-    if record.gates:
-        return {"tone": "none", "word": "No verdict yet", "rest": "the flow did not run to its end", "because": _praise(record)}
-    because = "The stages ran without the flow (`dvc repro`), which asks no gate. " + _praise(record)
-    return {"tone": "none", "word": "Not judged", "rest": "no gate was asked", "because": because.strip()}
-
-
-def _closed_gate(gate: str, verdict: str) -> str:
-    if verdict == "fail":
-        return f"the {gate} gate said no"
-    return f"the {gate} gate could not tell"
-
-
-def _why(record: RunRecord, gate: str) -> str:
-    """The gate's question, and the reasons that kept it closed."""
-    reasons = [_split_reason(reason) for reason in record.gates[gate]["reasons"]]
-    shut = [text for verdict, text in reasons if verdict != "pass"]
-    serving = "What served before goes on serving."
-    return f"{GATES.get(gate, '')} {'; '.join(shut[:3])}. {serving}".strip()
-
-
-def _champions(record: RunRecord, serving: Mapping[str, int | None]) -> list[tuple[str, int]]:
-    family = record.params.get("name", "perfusion")
-    return [(name, version) for name, version in serving.items() if version is not None and name.startswith(family)]
-
-
-def _praise(record: RunRecord) -> str:
-    """What was measured, in words for somebody who never read the paper."""
-    sentences = []
-    if (closed := figure(record.reward, "gap_closed")) is not None:
-        sentences.append(
-            f"Of what past picks let anyone learn about merchants' own taste, the reward model has learned {percent(closed.mean)}."
-        )
-    gain = _difference(record, "perfusion", "base", _judge(record))
-    swap = _difference(record, "perfusion", "wrong_user", _judge(record))
-    if gain is not None and swap is not None:
-        joint = "and" if gain.side == swap.side else "but"
-        sentences.append(
-            f"Pictures drawn for a merchant please that merchant {_more(gain)} than the base model's ({_told(gain)}), "
-            f"{joint} {_more(swap)} than pictures drawn for another merchant ({_told(swap)})."
-        )
-    return " ".join(sentences)
-
-
-def _more(gain: Figure) -> str:
-    return {1: "more", -1: "less", 0: "not clearly more"}[gain.side]
-
-
-def _told(gain: Figure) -> str:
-    return f"{signed(gain.mean, 2)} {interval(gain, 2)}"
-
-
-# -- tiles ------------------------------------------------------------------------------------------------------------
-
-
-def tiles_view(record: RunRecord) -> list[View]:
-    """The three questions a reader comes with."""
-    return [tile for tile in (_taste_tile(record), _personal_tile(record), _better_tile(record)) if tile is not None]
-
-
-def _taste_tile(record: RunRecord) -> View | None:
-    ours = figure(record.scorers.get("perfusion_rm"), "gauc")
-    if ours is None:
-        return None
-    blind = figure(record.scorers.get("user_blind"), "gauc")
-    reachable = figure(record.scorers.get("reachable"), "gauc")
-    closed = figure(record.reward, "gap_closed")
-    marks = [Reference(0.5, "random", "base")]
-    marks += [Reference(blind.mean, "user-blind", "blind")] if blind else []
-    marks += [Reference(reachable.mean, "reachable", "limit")] if reachable else []
-    text = "of the way from a user-blind model to the best that the same records allow." if closed else NO_TRUTH + "."
-    return {
-        "question": "Does it know a merchant's taste?",
-        "big": percent(closed.mean) if closed else number(ours.mean),
-        "unit": interval_percent(closed) if closed else f"GAUC {interval(ours)}",
-        "text": text,
-        "ruler": _ruler(ours, blind.mean if blind else 0.5, marks),
-    }
-
-
-def _ruler(value: Figure, start: float, marks: list[Reference]) -> View:
-    """Marks along one line; names that would collide stand on two levels."""
-    low = min(0.48, value.mean, *(mark.value for mark in marks))
-    axis = Axis(low, 1.0, ())
-    marks = sorted(marks, key=lambda mark: mark.value)
-    at = [axis.at(mark.value) for mark in marks]
-    crowded = any(right - left < 42 for left, right in zip(at, at[1:], strict=False))
-    levels = [index % 2 if crowded else 0 for index in range(len(marks))]
-    return {"axis": axis, "start": start, "value": value, "marks": marks, "levels": levels}
-
-
-def interval_percent(value: Figure | None) -> str:
-    """The bounds of a share, in percent."""
-    if value is None or value.low is None or value.high is None:
-        return ""
-    return f"[{percent(value.low)}, {percent(value.high)}]"
-
-
-def _personal_tile(record: RunRecord) -> View | None:
-    judge = _judge(record)
-    swap = _difference(record, "perfusion", "wrong_user", judge)
-    if swap is None:
-        return None
-    rate = figure(record.generator, "user_swap_win_rate")
-    share = f" The right picture wins for {percent(rate.mean)} of merchants." if rate else ""
-    return {
-        "question": "Does each merchant get their own pictures?",
-        "big": signed(swap.mean, 2),
-        "unit": interval(swap, 2),
-        "text": f"{metric_name(judge)} of a picture made for the merchant, minus one made for another.{share}",
-        "ruler": None,
-        "axis": axis_for([swap], zero=True, count=4),
-        "figure": swap,
-        "tone": "ours" if swap.side > 0 else "wrong",
-    }
-
-
-def _better_tile(record: RunRecord) -> View | None:
-    judge = _judge(record)
-    gain = _difference(record, "perfusion", "base", judge)
-    if gain is None:
-        return None
-    dpo = _difference(record, "perfusion", "dpo", judge)
-    text = f"{metric_name(judge)} of PerFusion minus the base model, same prompts and noise."
-    if dpo is not None:
-        text += f" Against DPO, which knows no merchant: {signed(dpo.mean, 2)} {interval(dpo, 2)}."
-    return {
-        "question": "Are the pictures better?",
-        "big": signed(gain.mean, 2),
-        "unit": interval(gain, 2),
-        "text": text,
-        "ruler": None,
-        "axis": axis_for([gain], zero=True, count=4),
-        "figure": gain,
-        "tone": "ours" if gain.side > 0 else "wrong",
-    }
-
-
-def _judge(record: RunRecord) -> str:
-    """True utility where there is a truth, else our own reward model."""
-    known = any("true_utility" in metrics for metrics in record.arms.values())
-    return "true_utility" if known else "perfusion_rm"
-
-
-def _difference(record: RunRecord, arm: str, other: str, metric: str) -> Figure | None:
-    return figure(record.differences.get(f"{arm} - {other}"), metric)
-
-
-# -- gates ------------------------------------------------------------------------------------------------------------
 
 
 def gates_view(record: RunRecord) -> list[View]:
@@ -202,7 +34,7 @@ def _gate(name: str, decision: Mapping[str, Any] | None) -> View:
     view: View = {"name": name, "question": GATES.get(name, ""), "verdict": "not asked", "tone": "none", "checks": []}
     if decision is None:
         return view
-    checks = [_split_reason(reason) for reason in decision["reasons"]]
+    checks = [split_reason(reason) for reason in decision["reasons"]]
     statistics = dict(_flatten(decision["statistics"]))
     figures = {key: value for key, value in statistics.items() if isinstance(value, Figure)}
     return view | {
@@ -213,12 +45,6 @@ def _gate(name: str, decision: Mapping[str, Any] | None) -> View:
         "numbers": {key: value for key, value in statistics.items() if not isinstance(value, Figure)},
         "thresholds": dict(_flatten(decision["thresholds"])),
     }
-
-
-def _split_reason(reason: str) -> tuple[str, str]:
-    """ "fail: too few" -> ("fail", "too few"); a reason without a verdict keeps its text."""
-    verdict, colon, text = reason.partition(": ")
-    return (verdict, text) if colon and verdict in ICONS else ("", reason)
 
 
 def _flatten(record: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
@@ -271,7 +97,7 @@ def _scorer_row(name: str, metrics: Mapping[str, Any], floor: float | None) -> V
 
 
 def _reward_differences(record: RunRecord) -> View:
-    rows = [
+    rows: list[View] = [
         {"name": title, "map": figure(gains, "map"), "gauc": figure(gains, "gauc"), "tone": tone}
         for key, (title, tone) in REWARD_DIFFERENCES.items()
         if (gains := (record.reward or {}).get(key)) is not None
@@ -284,7 +110,7 @@ def _slices(record: RunRecord) -> View:
     table = record.slices
     if table is None or table.empty:
         return {"rows": [], "axis": None}
-    rows = []
+    rows: list[View] = []
     for row in table.to_dict("records"):
         low, high = ((None if pd.isna(row[key]) else float(row[key])) for key in ("gain_low", "gain_high"))
         gain = Figure(float(row["gain"]), low, high)
@@ -300,10 +126,10 @@ def generator_view(record: RunRecord) -> View | None:
         return None
     arms = record.arms
     names = [name for name in ARMS if name in arms] + [name for name in arms if name not in ARMS]
-    judge = _judge(record)
+    judge = record.judge
     seen = {metric for metrics in arms.values() for metric in metrics if not metric.endswith("_ci")}
     others = sorted((m for m in seen if m != judge and _is_figure(arms, m)), key=_metric_order)
-    rows = [
+    rows: list[View] = [
         {
             "name": ARMS.get(name, (name, "base", ""))[0],
             "tone": ARMS.get(name, (name, "base", ""))[1],
@@ -340,7 +166,8 @@ def _pair_row(name: str, metrics: Mapping[str, Any], judge: str) -> View:
 
 
 def _is_figure(arms: Mapping[str, Mapping[str, Any]], metric: str) -> bool:
-    return any(figure(metrics, metric) is not None for metrics in arms.values() if not isinstance(metrics.get(metric), str))
+    values = [metrics.get(metric) for metrics in arms.values()]
+    return any(isinstance(value, (int, float, Mapping)) for value in values)
 
 
 def _metric_order(metric: str) -> tuple[int, str]:
@@ -379,14 +206,24 @@ def data_view(record: RunRecord) -> View | None:
 
 
 def _quarantine_reasons(checked: Mapping[str, Any]) -> dict[str, int]:
-    rules = [rule for rule in checked.get("rules") or [] if rule.get("failed")]
-    return {f"{rule['table']}: {rule['rule']}": rule["failed"] for rule in sorted(rules, key=lambda rule: -rule["failed"])}
+    """Rules of the groups table that failed, the worst first; a record that broke several counts under each."""
+    failed = [rule for rule in checked.get("rules") or [] if rule["table"] == "groups" and rule["failed"]]
+    return {rule["rule"]: rule["failed"] for rule in sorted(failed, key=lambda rule: -rule["failed"])}
 
 
 def times_view(record: RunRecord) -> View:
     """Seconds by stage in the order of the graph; a part of a stage that ran beside another is not added up."""
-    rows = [{"name": name, "does": STAGES.get(name, ""), "seconds": record.seconds[name], "part": name not in STAGES}
-            for name in [*STAGES, *(n for n in record.seconds if n not in STAGES)] if name in record.seconds]  # fmt: skip
-    longest = max((row["seconds"] for row in rows), default=1.0)
-    total = sum(row["seconds"] for row in rows if not row["part"])
-    return {"rows": [row | {"width": 100 * row["seconds"] / max(longest, 1e-9)} for row in rows], "total": total}
+    seconds = record.seconds
+    names = [name for name in (*STAGES, *(name for name in seconds if name not in STAGES)) if name in seconds]
+    longest = max([1e-9, *(seconds[name] for name in names)])
+    rows = [
+        {
+            "name": name,
+            "does": STAGES.get(name, ""),
+            "seconds": seconds[name],
+            "part": name not in STAGES,
+            "width": 100 * seconds[name] / longest,
+        }
+        for name in names
+    ]
+    return {"rows": rows, "total": sum(seconds[name] for name in names if name in STAGES)}

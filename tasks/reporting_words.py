@@ -12,6 +12,7 @@ __all__ = [
     "ARMS",
     "GATES",
     "GLOSSARY",
+    "ICONS",
     "METRICS",
     "SCORERS",
     "STAGES",
@@ -22,6 +23,7 @@ __all__ = [
     "percent",
     "seconds",
     "signed",
+    "split_reason",
 ]
 
 #: scorer -> (name, tone, one line), in the order of the table: from knowing nothing to knowing all.
@@ -107,6 +109,7 @@ GLOSSARY = {
     "Dropped": "Groups without a comparison: nothing picked, or everything.",
 }
 
+ICONS = {"pass": "✓", "fail": "✗", "inconclusive": "?"}
 MINUS, SPACE = "\N{MINUS SIGN}", "\N{NO-BREAK SPACE}"
 
 
@@ -122,7 +125,7 @@ def signed(value: float | None, digits: int = 3) -> str:
     """A difference: always with its sign."""
     if value is None or not math.isfinite(value):
         return "\N{EN DASH}"
-    return f"{value:+,.{digits}f}".replace("-", MINUS)
+    return number(value, digits) if round(value, digits) == 0 else f"{value:+,.{digits}f}".replace("-", MINUS)
 
 
 def interval(figure: Figure | None, digits: int = 3) -> str:
@@ -149,6 +152,12 @@ def seconds(value: float | None) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def split_reason(reason: str) -> tuple[str, str]:
+    """ "fail: too few" -> ("fail", "too few"); a reason without a verdict keeps its text."""
+    verdict, colon, text = reason.partition(": ")
+    return (verdict, text) if colon and verdict in ICONS else ("", reason)
 
 
 def metric_name(metric: str) -> str:

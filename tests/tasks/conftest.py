@@ -1,4 +1,4 @@
-"""A run's work folder as the stages leave it, made from random scores by the real statistics: for tests of the reports."""
+"""A run's work folder as the stages leave it, made from random scores by the real statistics."""
 
 from __future__ import annotations
 
@@ -35,8 +35,12 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
         _write_reward(root, np.random.default_rng([seed, 1]), truth, skill)
         _write_generator(root, np.random.default_rng([seed, 2]), truth, skill)
         _write_gates(root)
-        (root / "params.yaml").write_text(f"name: perfusion\nseed: {seed}\nreward:\n  optimiser: {{steps: 450, lr: 0.003}}\n")
-        write_json(root / "work/metrics/seconds.json", {"validate": 2.1, "reward": 75.3, "generator": 280.0, "clip": 91.0})
+        (root / "params.yaml").write_text(
+            f"name: perfusion\nseed: {seed}\nreward:\n  optimiser: {{steps: 450, lr: 0.003}}\n"
+        )
+        write_json(
+            root / "work/metrics/seconds.json", {"validate": 2.1, "reward": 75.3, "generator": 280.0, "clip": 91.0}
+        )
         write_json(root / "work/outcome.json", {"status": "promoted", "reasons": [], "run_id": "0a1b2c"})
         log = [{"key": "k"}] + [
             {"run": "reward", "step": step, "of": 450, "metrics": {"loss": 2.4 / (1 + step / 90) + 0.8, "lr": 3e-3}}
@@ -63,7 +67,8 @@ def _write_data(root: Path) -> None:
     })  # fmt: skip
     write_json(root / "work/metrics/split.json", {
         "in": 297, "used": 270, "filtered": 15, "dropped": {"nothing picked": 10, "everything picked": 2},
-        "splits": {"train": 200, "valid": 25, "test": 25, "cold": 20, "few": 15}, "users": {"known": 38, "cold": 2, "few": 3},
+        "splits": {"train": 200, "valid": 25, "test": 25, "cold": 20, "few": 15},
+        "users": {"known": 38, "cold": 2, "few": 3},
         "table_one": {"users": 40, "prompts": 24, "samples": 270, "group_size": {"5": 270}, "group_size_mean": 5.0},
     })  # fmt: skip
 
@@ -84,7 +89,9 @@ def _write_reward(root: Path, random: np.random.Generator, truth: bool, skill: f
     reachable = 0.97 if truth else None
     closed = (metrics["perfusion_rm"]["gauc"] - metrics["user_blind"]["gauc"]) / (0.97 - metrics["user_blind"]["gauc"])
     gains = {
-        metric: paired_difference(rows[f"{column}_perfusion_rm"], rows[f"{column}_user_blind"], users, **OPTIONS).to_dict()
+        metric: paired_difference(
+            rows[f"{column}_perfusion_rm"], rows[f"{column}_user_blind"], users, **OPTIONS
+        ).to_dict()
         for metric, column in (("map", "ap"), ("gauc", "auc"))
     }
     metrics |= {
@@ -93,15 +100,18 @@ def _write_reward(root: Path, random: np.random.Generator, truth: bool, skill: f
         "reachable_gauc": reachable,
         "gap_closed": {"mean": closed, "low": closed - 0.05, "high": closed + 0.05} if truth else None,
         "gain_over_user_blind": gains,
-        "references": {"reachable": {"map": 0.95, "gauc": 0.97}, "full_oracle": {"map": 0.98, "gauc": 0.99}} if truth else {},
+        "references": {"reachable": {"map": 0.95, "gauc": 0.97}, "full_oracle": {"map": 0.98, "gauc": 0.99}}
+        if truth
+        else {},
     }
     write_json(root / "work/metrics/evaluate-reward.json", metrics)
     folder = root / "work/evaluation/reward"
     folder.mkdir(parents=True)
     rows.to_parquet(folder / "groups.parquet")
+    bounds = {style: (None, None) if style == "classic" else (0.05, 0.15) for style in STYLES}
     pd.DataFrame([
         {"feature": "style", "value": style, "users": 10, "groups": 60, "gauc": 0.9, "user_blind_gauc": 0.8,
-         "gain": 0.1, "gain_low": 0.05 if style != "classic" else None, "gain_high": 0.15 if style != "classic" else None}
+         "gain": 0.1, "gain_low": bounds[style][0], "gain_high": bounds[style][1]}
         for style in STYLES
     ]).to_parquet(folder / "slices.parquet")  # fmt: skip
 
@@ -114,7 +124,7 @@ def _write_generator(root: Path, random: np.random.Generator, truth: bool, skill
         prompt = ("dress, v-neck, slim-fit", "coat, long sleeves, round-neck")[user % 2]
         style = user % len(STYLES)
         for arm, level in ARMS.items():
-            told = {"perfusion": style, "wrong_user": style + 1}.get(arm, user % 7)
+            told = {"perfusion": style + round(skill) - 1, "wrong_user": style + 1}.get(arm, user % 7)
             codes = np.array([[0 if user % 2 == 0 else 2, 0, 2, 0, told % 8, (told * 3) % 5, told % 4, told % 3]])
             file = f"{arm}-{user:03d}.png"
             Image.fromarray(render(codes)[0]).save(folder / file)
@@ -149,7 +159,9 @@ def _write_gates(root: Path) -> None:
     gain = paired_difference(groups["ap_perfusion_rm"], groups["ap_user_blind"], groups["user_id"], **OPTIONS)
     gates = [
         decide("data", [at_least("valid group records", 297, 100)], {"valid": 297}, {"min_groups": 100}),
-        decide("reward", [above("MAP gain over tuned PickScore", gain)], {"map_gain": gain.to_dict()}, {"confidence": 0.95}),
+        decide(
+            "reward", [above("MAP gain over tuned PickScore", gain)], {"map_gain": gain.to_dict()}, {"confidence": 0.95}
+        ),
         decide("load", [at_least("equal outputs", 1.0, 1.0)], {}, {}),
         decide("promotion", [above("true utility of PerFusion minus base", gain)], {"items": 24}, {}),
     ]

@@ -1,0 +1,173 @@
+"""The verdict of a run in plain words, and the three figures behind it, for a reader who has thirty seconds."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+from tasks.reporting_charts import Axis, Reference, axis_for
+from tasks.reporting_record import Figure, RunRecord, figure
+from tasks.reporting_summary import NO_TRUTH
+from tasks.reporting_words import GATES, interval, metric_name, number, percent, signed, split_reason
+
+__all__ = ["tiles_view", "verdict_view"]
+
+View = dict[str, Any]
+
+
+def verdict_view(record: RunRecord) -> View:
+    """The verdict in a few words, and the because in one or two sentences."""
+    outcome = record.outcome or {}
+    closed = [name for name in GATES if record.gates.get(name, {}).get("verdict", "pass") != "pass"]
+    told = " ".join(outcome.get("reasons", []))
+    if closed:
+        tone = record.gates[closed[0]]["verdict"]
+        return _verdict(tone, "Not promoted", _closed_gate(closed[0], tone), _why(record, closed[0]))
+    match outcome.get("status"):
+        case "promoted":
+            names = " and ".join(f"{name} {version}" for name, version in outcome.get("versions", {}).items())
+            return _verdict("pass", "Promoted", f"{names or 'the new models'} now serve", _praise(record))
+        case "unchanged":
+            return _verdict("none", "Nothing new to promote", "", f"{_sentence(told)} {_praise(record)}")
+        case "refused":
+            return _verdict("fail", "Not promoted", "", told)
+        case "failed":
+            return _verdict("fail", "The run failed", "", f"{_sentence(told)} What served before goes on serving.")
+    if record.gates:
+        return _verdict("none", "No verdict yet", "the flow did not run to its end", _praise(record))
+    because = f"The stages ran without the flow (dvc repro), which asks no gate. {_praise(record)}"
+    return _verdict("none", "Not judged", "no gate was asked", because)
+
+
+def _verdict(tone: str, word: str, rest: str, because: str) -> View:
+    return {"tone": tone, "word": word, "rest": rest, "because": because.strip()}
+
+
+def _sentence(text: str) -> str:
+    text = text.strip()
+    return text if not text else text[0].upper() + text[1:].rstrip(".") + "."
+
+
+def _closed_gate(gate: str, verdict: str) -> str:
+    return f"the {gate} gate {'said no' if verdict == 'fail' else 'could not tell'}"
+
+
+def _why(record: RunRecord, gate: str) -> str:
+    """The gate's question, its answer, and the reasons that kept it closed."""
+    reasons = [split_reason(reason) for reason in record.gates[gate]["reasons"]]
+    shut = [text for verdict, text in reasons if verdict != "pass"][:3]
+    answer = "No" if record.gates[gate]["verdict"] == "fail" else "The data cannot tell"
+    return f"{GATES.get(gate, '')} {answer}: {'; '.join(shut)}. What served before goes on serving."
+
+
+def _praise(record: RunRecord) -> str:
+    """What was measured, in words for somebody who never read the paper."""
+    sentences = []
+    if (closed := figure(record.reward, "gap_closed")) is not None:
+        sentences.append(
+            f"Of what past picks let anyone learn about merchants' own taste, the reward model has learned "
+            f"{percent(closed.mean)}."
+        )
+    gain = record.difference("perfusion", "base")
+    swap = record.difference("perfusion", "wrong_user")
+    if gain is not None and swap is not None:
+        sentences.append(
+            f"Pictures drawn for a merchant please that merchant {_more(gain)} than the base model's ({_told(gain)}), "
+            f"{'and' if gain.side == swap.side else 'but'} {_more(swap)} than pictures drawn for another merchant "
+            f"({_told(swap)})."
+        )
+        if record.judge != "true_utility":
+            sentences.append("The judge is our own reward model: this dataset has no planted truth.")
+    return " ".join(sentences)
+
+
+def _more(gain: Figure) -> str:
+    return {1: "more", -1: "less", 0: "not clearly more"}[gain.side]
+
+
+def _told(gain: Figure) -> str:
+    return f"{signed(gain.mean, 2)} {interval(gain, 2)}"
+
+
+# -- tiles ------------------------------------------------------------------------------------------------------------
+
+
+def tiles_view(record: RunRecord) -> list[View]:
+    """The three questions a reader comes with."""
+    return [tile for tile in (_taste_tile(record), _personal_tile(record), _better_tile(record)) if tile is not None]
+
+
+def _taste_tile(record: RunRecord) -> View | None:
+    ours = figure(record.scorers.get("perfusion_rm"), "gauc")
+    if ours is None:
+        return None
+    blind = figure(record.scorers.get("user_blind"), "gauc")
+    reachable = figure(record.scorers.get("reachable"), "gauc")
+    closed = figure(record.reward, "gap_closed")
+    marks = [Reference(0.5, "random", "base")]
+    marks += [Reference(blind.mean, "user-blind", "blind")] if blind else []
+    marks += [Reference(reachable.mean, "reachable", "limit")] if reachable else []
+    text = "of the way from a user-blind model to the best that the same records allow." if closed else NO_TRUTH + "."
+    return {
+        "question": "Does it know a merchant's taste?",
+        "big": percent(closed.mean) if closed else number(ours.mean),
+        "unit": interval_percent(closed) if closed else f"GAUC {interval(ours)}",
+        "text": text,
+        "ruler": _ruler(ours, blind.mean if blind else 0.5, marks),
+    }
+
+
+def _ruler(value: Figure, start: float, marks: list[Reference]) -> View:
+    """Marks along one line; names that would collide stand on two levels."""
+    low = min(0.48, value.mean, *(mark.value for mark in marks))
+    axis = Axis(low, 1.0, ())
+    marks = sorted(marks, key=lambda mark: mark.value)
+    at = [axis.at(mark.value) for mark in marks]
+    crowded = any(right - left < 42 for left, right in pairwise(at))
+    levels = [index % 2 if crowded else 0 for index in range(len(marks))]
+    return {"axis": axis, "start": start, "value": value, "marks": marks, "levels": levels}
+
+
+def interval_percent(value: Figure | None) -> str:
+    """The bounds of a share, in percent."""
+    if value is None or value.low is None or value.high is None:
+        return ""
+    return f"[{percent(value.low)}, {percent(value.high)}]"
+
+
+def _personal_tile(record: RunRecord) -> View | None:
+    swap = record.difference("perfusion", "wrong_user")
+    if swap is None:
+        return None
+    rate = figure(record.generator, "user_swap_win_rate")
+    share = f" The right picture wins for {percent(rate.mean)} of merchants." if rate else ""
+    return {
+        "question": "Does each merchant get their own pictures?",
+        "big": signed(swap.mean, 2),
+        "unit": interval(swap, 2),
+        "text": f"{metric_name(record.judge)} of a picture made for the merchant, minus one made for another.{share}",
+        "ruler": None,
+        "axis": axis_for([swap], zero=True, count=4),
+        "figure": swap,
+        "tone": "ours" if swap.side > 0 else "wrong",
+    }
+
+
+def _better_tile(record: RunRecord) -> View | None:
+    gain = record.difference("perfusion", "base")
+    if gain is None:
+        return None
+    dpo = record.difference("perfusion", "dpo")
+    text = f"{metric_name(record.judge)} of PerFusion minus the base model, same prompts and noise."
+    if dpo is not None:
+        text += f" Against DPO, which knows no merchant: {signed(dpo.mean, 2)} {interval(dpo, 2)}."
+    return {
+        "question": "Are the pictures better?",
+        "big": signed(gain.mean, 2),
+        "unit": interval(gain, 2),
+        "text": text,
+        "ruler": None,
+        "axis": axis_for([gain], zero=True, count=4),
+        "figure": gain,
+        "tone": "ours" if gain.side > 0 else "wrong",
+    }
