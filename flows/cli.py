@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from flows import cli_data, cli_look, cli_machine, cli_models, cli_registry, cli_run
+from flows.cli_common import help_text, unwrapped
 from flows.environment import quieten
 from perfusion.errors import PerFusionError
 
@@ -23,20 +24,17 @@ for it, gates that judge both, a registry that serves what passed.
 [bold]First steps[/bold]
 
   perfusion retrain     the sample marketplace, from data to champion
-
   perfusion report      what came of it, and the page with the pictures
-
   perfusion generate --user m0007 --prompt "dress, v-neck" --out pictures
-
   perfusion doctor      when something is not as it should be
 
 Commands find the workspace (the folder with params.yaml and dvc.yaml) from the current folder upwards; --workspace
 names another. Add --debug to any command for the traceback of an error."""
 
-app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
+app = typer.Typer(help=unwrapped(HELP), no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
 for module in (cli_run, cli_look, cli_models, cli_registry, cli_machine):
     for name, command in module.COMMANDS.items():
-        app.command(name)(command)
+        app.command(name, help=help_text(command))(command)
 app.add_typer(cli_data.app, name="data")
 
 

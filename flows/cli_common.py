@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +14,17 @@ if TYPE_CHECKING:
     from tasks.registry import Registry
     from tasks.workspace import Workspace
 
-__all__ = ["AsJson", "WorkspaceOption", "find_workspace", "open_store", "print_json", "print_table", "shown"]
+__all__ = [
+    "AsJson",
+    "WorkspaceOption",
+    "find_workspace",
+    "help_text",
+    "open_store",
+    "print_json",
+    "print_table",
+    "shown",
+    "unwrapped",
+]
 
 WorkspaceOption = Annotated[
     Path | None,
@@ -56,6 +67,17 @@ def open_store(workspace: Workspace) -> tuple[Registry, str]:
     if not (workspace.mlruns / "mlflow.db").exists():
         raise GateError(f"{workspace.mlruns}: no model was ever registered here; `perfusion retrain` makes the first")
     return open_registry(workspace.tracking_uri, workspace.mlruns), workspace.params().name
+
+
+def help_text(command: Callable[..., None]) -> str:
+    """A command's docstring as its help."""
+    return unwrapped(inspect.getdoc(command) or "")
+
+
+def unwrapped(text: str) -> str:
+    """Paragraphs as single lines, which the terminal wraps at its own width; indented ones (examples) as they stand."""
+    paragraphs = text.split("\n\n")
+    return "\n\n".join(part if part.startswith(" ") else " ".join(part.split("\n")) for part in paragraphs)
 
 
 def print_json(value: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli_common import AsJson, print_json, print_table
+from flows.cli_common import AsJson, help_text, print_json, print_table
 
 __all__ = ["app"]
 
@@ -16,7 +16,6 @@ app = typer.Typer(help="Make, check and describe datasets.", no_args_is_help=Tru
 Folder = Annotated[Path, typer.Argument(help="Dataset folder: users.parquet, groups.parquet, images/part-*.parquet.")]
 
 
-@app.command()
 def sample(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to create.")] = Path("data"),
     users: Annotated[int, typer.Option("--users", help="Merchants; about 20 group records each.")] = 600,
@@ -34,7 +33,6 @@ def sample(
     Examples:
 
       perfusion data sample --users 600 --seed 0 --out data
-
       perfusion data sample --users 40 --dirt --out /tmp/dirty
     """
     from perfusion.world import write_marketplace
@@ -43,7 +41,6 @@ def sample(
     typer.echo(f"{out}: {users} merchants, seed {seed}, content hash {content}")
 
 
-@app.command()
 def validate(
     folder: Folder,
     params: Annotated[Path | None, typer.Option("--params", "-p", help="Parameter file whose limits apply.")] = None,
@@ -55,7 +52,6 @@ def validate(
     Examples:
 
       perfusion data validate data
-
       perfusion data validate ../shop/marketplace --params params/photos.yaml --out /tmp/checked
     """
     from perfusion.config import Params, load_params
@@ -83,14 +79,12 @@ def validate(
         raise typer.Exit(2)
 
 
-@app.command()
 def describe(folder: Folder, as_json: AsJson = False) -> None:
     """Count users, prompts, group records and pictures (the paper's Table 1), and list the user features.
 
     Examples:
 
       perfusion data describe data
-
       perfusion data describe data --json
     """
     from perfusion.data import content_hash, read_dataset, table_one
@@ -115,3 +109,7 @@ def _line(value: object) -> object:
     if isinstance(value, dict):
         return ", ".join(f"{key}: {item}" for key, item in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+
+
+for command in (sample, validate, describe):
+    app.command(help=help_text(command))(command)

@@ -25,9 +25,7 @@ def report(
     Examples:
 
       perfusion report
-
       perfusion report --json
-
       perfusion report --workspace work/workspaces/photos --out photos.html
     """
     from tasks.reporting import summary, write_report
@@ -61,7 +59,6 @@ def compare(
     Examples:
 
       perfusion compare generator@champion generator@challenger
-
       perfusion compare work/workspaces/smoke . --out smoke-against-default.html
     """
     from tasks.reporting import compare as write_comparison

@@ -20,7 +20,6 @@ def doctor(workspace: WorkspaceOption = None, as_json: AsJson = False) -> None:
     Examples:
 
       perfusion doctor
-
       perfusion doctor --workspace work/workspaces/photos --json
     """
     from dataclasses import asdict
@@ -55,7 +54,6 @@ def ui(
     Examples:
 
       perfusion ui
-
       perfusion ui --port 5001
     """
     import subprocess

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flows.cli_common import AsJson, WorkspaceOption, find_workspace, open_store, print_json, print_table
+
+if TYPE_CHECKING:
+    from tasks.models.served import Served
 
 __all__ = ["COMMANDS", "generate", "score"]
 
@@ -38,7 +41,6 @@ def score(
     Examples:
 
       perfusion score --user m0007 --prompt "dress, v-neck" candidates/*.png
-
       perfusion score --prompt "coat, long sleeves" -f style=bold a.png b.png --json
     """
     import numpy as np
@@ -49,8 +51,8 @@ def score(
     from tasks.models.served import load_served
 
     served = load_served(registry, f"{family}-reward", version)
-    asked = {"prompt": prompt, "image": encoded, **_who(user, feature, served.model)}
-    answer = served.model.predict(pd.DataFrame(asked))
+    asked = {"prompt": prompt, "image": encoded, **_who(user, feature, served)}
+    answer = served.ask(pd.DataFrame(asked))
     weights = np.exp(answer["score"] - answer["score"].max())
     answer = answer.assign(picture=list(map(str, pictures)), share=weights / weights.sum())
     answer = answer.sort_values("score", ascending=False)[["picture", "score", "share", "user_blind"]]
@@ -85,9 +87,7 @@ def generate(
     Examples:
 
       perfusion generate --user m0007 --prompt "dress, v-neck, slim-fit" -n 5 --out pictures
-
       perfusion generate --user m0007 --prompt "coat" --seed 3 --user-scale 4 --out bold
-
       perfusion generate --prompt "top, short sleeves" -f style=bold -f season=summer --out for-a-new-merchant
     """
     import io
@@ -106,10 +106,10 @@ def generate(
     from tasks.models.served import contact_strip, load_served
 
     served = load_served(registry, f"{family}-generator", version)
-    asked = pd.DataFrame([{"prompt": prompt, "n": count, "seed": seed, **_who(user, feature, served.model)}])
+    asked = pd.DataFrame([{"prompt": prompt, "n": count, "seed": seed, **_who(user, feature, served)}])
     options = {"steps": steps, "guidance_scale": guidance, "user_scale": user_scale}
     given = {name: value for name, value in options.items() if value is not None}
-    answer = served.model.predict(asked, params=given or None)
+    answer = served.ask(asked, given)
     out.mkdir(parents=True, exist_ok=True)
     files = [out / f"{index}.png" for index in range(count)]
     for file, data in zip(files, answer["image"], strict=True):
@@ -135,11 +135,11 @@ def _read(path: Path) -> bytes:
         raise DataError(f"{path}: {error.strerror}; name picture files that exist") from None
 
 
-def _who(user: str | None, features: list[str] | None, model: object) -> dict[str, object]:
+def _who(user: str | None, features: list[str] | None, served: Served) -> dict[str, object]:
     """The request columns that say who asks; feature names and numbers are checked against the model's signature."""
     from perfusion.errors import DataError
 
-    kinds = {column.name: column.type.name for column in model.metadata.get_input_schema() if not column.required}  # type: ignore[attr-defined]
+    kinds = {column.name: column.type.name for column in served.inputs if not column.required}
     known = [name for name in kinds if name not in ("user_id", "n", "seed")]
     said: dict[str, object] = {} if user is None else {"user_id": user}
     for pair in features or []:

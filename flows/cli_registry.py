@@ -38,9 +38,7 @@ def promote(
     Examples:
 
       perfusion promote
-
       perfusion promote 4 --reason "reviewed by hand"
-
       perfusion promote 4 --force --reason "gate inconclusive, too few users; agreed with the shop"
     """
     from perfusion.errors import GateError
@@ -75,7 +73,6 @@ def rollback(
     Examples:
 
       perfusion rollback --reason "returns rose"
-
       perfusion rollback perfusion-generator --to 3
     """
     registry, family = open_store(find_workspace(workspace))
@@ -97,7 +94,6 @@ def history(
     Examples:
 
       perfusion history
-
       perfusion history perfusion-generator --json
     """
     registry, family = open_store(find_workspace(workspace))

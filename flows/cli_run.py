@@ -31,9 +31,7 @@ def retrain(params: ParamsOption = None, data: DataOption = None, workspace: Wor
     Examples:
 
       perfusion retrain
-
       perfusion retrain --params params/smoke.yaml
-
       perfusion retrain --params params/photos.yaml --data ../shop/marketplace
     """
     from flows.retrain import retrain as flow
@@ -58,7 +56,6 @@ def stage(
     Examples:
 
       perfusion stage validate
-
       perfusion stage reward --force
     """
     import yaml
@@ -93,7 +90,6 @@ def schedule(
     Examples:
 
       perfusion schedule --cron "0 3 * * *"
-
       perfusion schedule --cron "0 */6 * * 1-5" --params params/photos.yaml --data ../shop/marketplace
     """
     _find_server()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import mlflow
+import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PyFuncModel, load_model
+from mlflow.types import Schema
 from PIL import Image
 
 from perfusion.errors import GateError
@@ -22,12 +26,20 @@ class Served:
     Attributes:
         name: registered name.
         version: of it.
-        model: its pyfunc.
     """
 
     name: str
     version: int
-    model: PyFuncModel
+    _model: PyFuncModel
+
+    @property
+    def inputs(self) -> Schema:
+        """What a request may hold."""
+        return self._model.metadata.get_input_schema()
+
+    def ask(self, request: pd.DataFrame, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
+        """The model's answer."""
+        return pd.DataFrame(self._model.predict(request, params=dict(params) if params else None))
 
 
 def load_served(registry: Registry, name: str, version: int | None = None) -> Served:
@@ -39,8 +51,8 @@ def load_served(registry: Registry, name: str, version: int | None = None) -> Se
     chosen = registry.version(name, CHAMPION) if version is None else version
     if chosen is None:
         raise GateError(
-            f"{name}: no champion yet; `perfusion retrain` makes one when its gates pass, `perfusion history` tells what "
-            "was refused, --version N takes any version"
+            f"{name}: no champion yet; `perfusion retrain` makes one when its gates pass, `perfusion report` tells why "
+            "one did not, --version N takes any version"
         )
     try:
         registry.client.get_model_version(name, str(chosen))

@@ -298,7 +298,7 @@ class Registry:
     def _check_champions(self, versions: Versions, expected: Versions, forced: bool) -> None:
         """Compare-and-swap: aliases must be what the caller saw, and what this log last made them."""
         logged = final_champions(self.history())
-        for name, version in versions.items():
+        for name in versions:
             found = self.version(name)
             if name not in expected:
                 raise GateError(f"{name}: no expected champion was given; pass the one that the gate compared with")
