@@ -19,7 +19,8 @@ Floats = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
 COLOURS = (
-    "black", "grey", "white", "red", "orange", "yellow", "green", "teal", "blue", "navy", "purple", "pink", "brown", "beige",
+    "black", "grey", "white", "red", "orange", "yellow", "green",
+    "teal", "blue", "navy", "purple", "pink", "brown", "beige",
 )  # fmt: skip
 APPEARANCE: dict[str, tuple[str, ...]] = {
     "colour": COLOURS,
@@ -83,7 +84,7 @@ def to_lab(rgb: NDArray[np.uint8]) -> Floats:
 
 
 def garment_mask(lab: Floats) -> Mask:
-    """Where the garment is, (n, S, S): unlike the border and near the middle; the whole middle if that is too little."""
+    """Where the garment is, (n, S, S): unlike the border and near the middle; if too little, the whole middle."""
     side = lab.shape[1]
     width = max(1, round(side * _BORDER))
     ring = np.ones((side, side), bool)

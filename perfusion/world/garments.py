@@ -38,9 +38,10 @@ _CUT = (0, 1, 2, 3, 7, 6)  # families that decide the drawing: type, neckline, s
 _DYE = (4, 5)  # families that decide the cloth
 
 _OVERSAMPLE = 5
+_CELLS = _OVERSAMPLE**2
 _BACKGROUND, _OUTLINE, _CREAM, _LEATHER, _BRASS, _CLOTH, _SLEEVE = range(7)  # materials
 _COLOURS = ((246, 245, 242), (38, 34, 44), (253, 250, 240), (150, 92, 44), (250, 208, 84))  # of the first five
-_SHADE = (1.0, 0.93)  # of cloth and sleeve: sleeves lie a little darker
+_SHADE = (100, 93)  # hundredths, of cloth and sleeve: sleeves lie a little darker
 _DYES: tuple[tuple[tuple[int, int, int], tuple[int, int, int]], ...] = (  # cloth and the colour of its pattern
     ((206, 40, 46), (255, 206, 196)),
     ((244, 198, 44), (168, 104, 12)),
@@ -59,17 +60,25 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class _Layers:
-    """The two factors of a picture: still[cut] + cloth_weight[cut] * cloth[dye].
+    """The factors of a picture in whole numbers: (200 still[cut] + weight[cut] * cloth[dye]) / 5000, rounded.
+
+    Whole numbers, so that every machine draws the same bytes.
 
     Attributes:
-        still: (C, P, 3) float32 in [0, 255], all that no dye changes.
-        cloth_weight: (C, P) float32 in [0, 1], share of the pixel that is cloth, times its shade.
-        cloth: (D, P, 3) float32 in [0, 255], the dyed cloth as an endless sheet.
+        still: (C, P, 3) int32, what no dye changes: grey levels times `_CELLS`.
+        weight: (C, P) int32, how much of the pixel is cloth: hundredths of its shade times `_CELLS`.
+        cloth: (D, P, 3) int32, the dyed cloth as an endless sheet: twice the grey levels.
     """
 
-    still: NDArray[np.float32]
-    cloth_weight: NDArray[np.float32]
-    cloth: NDArray[np.float32]
+    still: NDArray[np.int32]
+    weight: NDArray[np.int32]
+    cloth: NDArray[np.int32]
+
+    def factors(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+        """The same in float32 and grey levels: a picture is still[cut] + weight[cut] * cloth[dye], rounded."""
+        scales = ((self.still, _CELLS), (self.weight, 100 * _CELLS), (self.cloth, 2))
+        still, weight, cloth = ((factor / scale).astype(np.float32) for factor, scale in scales)
+        return still, weight, cloth
 
 
 def render(codes: ArrayLike) -> NDArray[np.uint8]:
@@ -81,13 +90,14 @@ def render(codes: ArrayLike) -> NDArray[np.uint8]:
     codes = _checked(codes)
     drawn = layers()
     pictures = np.empty((len(codes), SIZE * SIZE, 3), np.uint8)
-    for start in range(0, len(codes), 1024):
-        part = slice(start, start + 1024)
+    whole = 200 * _CELLS
+    for start in range(0, len(codes), 256):
+        part = slice(start, start + 256)
         cuts, dyes = cut_index(codes[part]), dye_index(codes[part])
         pixels = drawn.cloth[dyes]
-        pixels *= drawn.cloth_weight[cuts][..., None]
-        pixels += drawn.still[cuts]
-        pictures[part] = np.rint(pixels, out=pixels)
+        pixels *= drawn.weight[cuts][..., None]
+        pixels += 200 * drawn.still[cuts] + whole // 2
+        pictures[part] = pixels // whole
     return pictures.reshape(-1, SIZE, SIZE, 3)
 
 
@@ -109,15 +119,15 @@ def dye_index(codes: NDArray[np.int64]) -> NDArray[np.int64]:
 @cache
 def layers() -> _Layers:
     """Draw every cut and dye every cloth, once for each process (about a second)."""
-    cuts = np.stack([_share(_draw(*codes)) for codes in product(*(range(CODES[i]) for i in _CUT))])
-    still = cuts[..., : len(_COLOURS)] @ np.array(_COLOURS, np.float32)
-    return _Layers(still, cuts[..., len(_COLOURS) :] @ np.array(_SHADE, np.float32), _dye())
+    cells = np.stack([_count(_draw(*codes)) for codes in product(*(range(CODES[i]) for i in _CUT))])
+    still = cells[..., : len(_COLOURS)] @ np.array(_COLOURS, np.int32)
+    return _Layers(still, cells[..., len(_COLOURS) :] @ np.array(_SHADE, np.int32), _dye())
 
 
-def _share(materials: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Materials cell by cell -> the share of each material in each pixel, (P, 7)."""
-    cells = materials.reshape(SIZE, _OVERSAMPLE, SIZE, _OVERSAMPLE)
-    return np.stack([(cells == m).mean((1, 3), dtype=np.float32).reshape(-1) for m in range(7)], axis=-1)
+def _count(materials: NDArray[np.uint8]) -> NDArray[np.int32]:
+    """Materials cell by cell -> how many cells of each material each pixel has, (P, 7)."""
+    pixel = np.arange(SIZE * SIZE, dtype=np.int64).reshape(SIZE, SIZE).repeat(_OVERSAMPLE, 0).repeat(_OVERSAMPLE, 1)
+    return np.bincount((7 * pixel + materials).reshape(-1), minlength=7 * SIZE * SIZE).reshape(-1, 7).astype(np.int32)
 
 
 def _checked(codes: ArrayLike) -> NDArray[np.int64]:
@@ -133,19 +143,19 @@ def _checked(codes: ArrayLike) -> NDArray[np.int64]:
     return array
 
 
-def _dye() -> NDArray[np.float32]:
-    """Cloth of every palette and pattern, (D, P, 3)."""
+def _dye() -> NDArray[np.int32]:
+    """Twice the colour of the cloth of every palette and pattern, (D, P, 3)."""
     y, x = np.mgrid[:SIZE, :SIZE]
-    patterns = (
-        np.zeros((SIZE, SIZE)),
-        (y % 4 >= 2).astype(float),  # bands two pixels high
-        (x % 4 == 1).astype(float),  # lines one pixel wide
-        ((x + 1) % 4 // 2 + (y + 1) % 4 // 2 + (x // 4 + y // 4) % 2 == 3).astype(float),  # a dot in every other patch
-        ((x // 4 + 1) % 2 + (y // 4 + 1) % 2) / 2.0,  # checks of a patch each
+    patterns = (  # twice the share of the pattern's colour
+        np.zeros((SIZE, SIZE), int),
+        2 * (y % 4 >= 2),  # bands two pixels high
+        2 * (x % 4 == 1),  # lines one pixel wide
+        2 * ((x + 1) % 4 // 2 + (y + 1) % 4 // 2 + (x // 4 + y // 4) % 2 == 3),  # a dot in every other patch
+        (x // 4 + 1) % 2 + (y // 4 + 1) % 2,  # checks of a patch each
     )
-    weight = np.stack(patterns).reshape(1, len(patterns), -1, 1)
-    ground, figure = (np.array([dye[i] for dye in _DYES], float)[:, None, None] for i in (0, 1))
-    return (ground + weight * (figure - ground)).reshape(-1, SIZE * SIZE, 3).astype(np.float32)
+    share = np.stack(patterns).reshape(1, len(patterns), -1, 1)
+    ground, figure = (np.array([dye[i] for dye in _DYES])[:, None, None] for i in (0, 1))
+    return (2 * ground + share * (figure - ground)).reshape(-1, SIZE * SIZE, 3).astype(np.int32)
 
 
 def _draw(kind: int, neckline: int, length: int, fit: int, shape: int, trim: int) -> NDArray[np.uint8]:

@@ -87,10 +87,9 @@ def _nearest(x: Tensor) -> tuple[Tensor, Tensor]:
 
 @cache
 def _templates() -> _Templates:
-    drawn = layers()
-    cloth = torch.from_numpy(drawn.cloth).reshape(CODES[4], CODES[5], -1, 3)
+    still, weight, sheets = map(torch.from_numpy, layers().factors())
+    cloth = sheets.reshape(CODES[4], CODES[5], -1, 3)
     ground = cloth[:, 0, 0]
-    still, weight = torch.from_numpy(drawn.still), torch.from_numpy(drawn.cloth_weight)
     figure, pattern = _patterns(cloth)
     norm = torch.stack([(still + weight[..., None] * c).square().sum((1, 2)) for c in cloth.flatten(0, 1)], dim=1)
     templates = torch.stack([weight, *(weight * pattern[q] for q in range(1, CODES[5]))])  # (Q, C, P)
