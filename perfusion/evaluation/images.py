@@ -12,7 +12,7 @@ from torch import Tensor
 
 __all__ = ["ContactSheet", "draw_sheet", "to_png"]
 
-_CELL = 160  # side of a picture on the sheet, in pixels
+_CELL = 192  # side of a picture on the sheet, in pixels
 _GAP = 10
 _LABEL = 300  # width of the row labels
 _LINE = 17
@@ -25,14 +25,14 @@ class ContactSheet:
 
     Attributes:
         title: one line.
-        columns: K headings.
+        columns: K headings of one line or several, as `rows`.
         rows: R labels of one line or several, the first of them in ink and the others in grey.
         pictures: R x K pictures (3, S, S) uint8; None leaves a cell empty.
         captions: R x K short texts under the pictures; "" for none.
     """
 
     title: str
-    columns: Sequence[str]
+    columns: Sequence[Sequence[str]]
     rows: Sequence[Sequence[str]]
     pictures: Sequence[Sequence[Tensor | None]]
     captions: Sequence[Sequence[str]]
@@ -41,24 +41,31 @@ class ContactSheet:
 def draw_sheet(sheet: ContactSheet) -> Image.Image:
     """Draw a contact sheet; small pictures are enlarged without smoothing: what was generated is what is seen."""
     step_x, step_y = _CELL + _GAP, _CELL + _GAP + _LINE
-    top = 3 * _LINE + _GAP
+    head = max(len(heading) for heading in sheet.columns)
+    top = (2 + head) * _LINE + _GAP
     size = (_LABEL + step_x * len(sheet.columns) + _GAP, top + step_y * len(sheet.rows) + _GAP)
     page = Image.new("RGB", size, _PAPER)
     draw = ImageDraw.Draw(page)
     draw.text((_GAP, _GAP), sheet.title, fill=_INK, font=_font(15))
     for column, heading in enumerate(sheet.columns):
-        draw.text((_LABEL + column * step_x, top - _LINE - 4), heading, fill=_INK, font=_font(13))
+        _write(draw, _LABEL + column * step_x, top - head * _LINE - 4, [[line] for line in heading])
     for row, label in enumerate(sheet.rows):
         y = top + row * step_y
-        lines = [piece for line in label for piece in _wrapped(line)]
-        for number, text in enumerate(lines):
-            draw.text((_GAP, y + number * _LINE), text, fill=_GREY if number else _INK, font=_font(12))
+        _write(draw, _GAP, y, [_wrapped(line) for line in label])
         for column, picture in enumerate(sheet.pictures[row]):
             x = _LABEL + column * step_x
             if picture is not None:
                 page.paste(_enlarged(picture), (x, y))
             draw.text((x, y + _CELL + 2), sheet.captions[row][column], fill=_GREY, font=_font(11))
     return page
+
+
+def _write(draw: ImageDraw.ImageDraw, x: float, y: float, lines: Sequence[Sequence[str]]) -> None:
+    """Lines, each in its pieces, one below the other: the first line in ink, the others in grey."""
+    for number, pieces in enumerate(lines):
+        for piece in pieces:
+            draw.text((x, y), piece, fill=_GREY if number else _INK, font=_font(12))
+            y += _LINE
 
 
 def to_png(picture: Tensor | Image.Image) -> bytes:

@@ -38,7 +38,7 @@ def users_sheet(rows: pd.DataFrame, pixels: Mapping[str, Tensor], count: int) ->
     items = first["item"].tolist()
     return draw_sheet(ContactSheet(
         title=f"The same prompt and noise; below each picture: {judge.replace('_', ' ')}",
-        columns=[COLUMNS[arm] for arm in arms],
+        columns=[[COLUMNS[arm]] for arm in arms],
         rows=[_label(row) for _, row in first.iterrows()],
         pictures=[[pixels[arm][item] for arm in arms] for item in items],
         captions=[[f"{scores[item, arm]:+.2f}" for arm in arms] for item in items],
@@ -67,12 +67,10 @@ def merchants_sheet(
         people = known.loc[[user] * _SEEDS].reset_index(drop=True)
         drawn.append(arm([prompt] * _SEEDS, people, seeds))
     pixels = torch.stack(drawn, dim=1)  # (seeds, columns, 3, S, S)
-    labels = [[f"noise {number + 1}"] for number in range(_SEEDS)]
-    labels[0] = [f'"{prompt}"', "the same noise in every row", *_legend(chosen)]
     return draw_sheet(ContactSheet(
         title=f'One prompt, {len(chosen)} merchants: "{prompt}"',
-        columns=["Base", *(str(user) for user in chosen.index)],
-        rows=labels,
+        columns=[["Base"], *([str(user), *traits(row)] for user, row in chosen.iterrows())],
+        rows=[[f"noise {number + 1}", "the same in the whole row"] for number in range(_SEEDS)],
         pictures=[list(row) for row in pixels],
         captions=[["" for _ in columns] for _ in seeds],
     ))  # fmt: skip
@@ -86,10 +84,6 @@ def traits(row: pd.Series) -> list[str]:
 
 def _label(row: pd.Series) -> Sequence[str]:
     return [f"{row['user_id']}: {row['prompt']}", ", ".join(traits(row))]
-
-
-def _legend(chosen: pd.DataFrame) -> list[str]:
-    return [f"{user}: {', '.join(traits(row)[:2])}" for user, row in chosen.iterrows()]
 
 
 def _most_different(people: pd.DataFrame, count: int) -> pd.DataFrame:

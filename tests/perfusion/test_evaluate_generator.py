@@ -211,8 +211,8 @@ def test_contact_sheets_show_the_pictures(world, evaluated):
     arms, items, drawn, rows, _ = evaluated
     sheet = users_sheet(rows, {name: arm.pixels for name, arm in drawn.items()}, count=3)
     picture = drawn["base"].pixels[0].permute(1, 2, 0).numpy()
-    cell = Image.fromarray(picture).resize((160, 160), Image.Resampling.NEAREST)
-    assert cell.tobytes() in {sheet.crop((300, y, 460, y + 160)).tobytes() for y in range(40, 80)}
+    cell = Image.fromarray(picture).resize((192, 192), Image.Resampling.NEAREST)
+    assert cell.tobytes() in {sheet.crop((300, y, 492, y + 192)).tobytes() for y in range(40, 100)}
     second = merchants_sheet(arms, items, users, count=4, seed=1)
     assert second.width > sheet.width
     assert to_png(second)[:4] == b"\x89PNG"
