@@ -20,7 +20,16 @@ import pyarrow.parquet as pq
 from perfusion.data.pictures import ImageStore, is_safe_id
 from perfusion.errors import DataError
 
-__all__ = ["GROUP_COLUMNS", "Dataset", "read_dataset", "read_groups", "read_users", "write_dataset", "write_table"]
+__all__ = [
+    "GROUP_COLUMNS",
+    "Dataset",
+    "read_dataset",
+    "read_groups",
+    "read_parquet",
+    "read_users",
+    "write_dataset",
+    "write_table",
+]
 
 _IMAGES_PER_PART = 8192
 
@@ -90,7 +99,7 @@ def read_dataset(root: Path | str) -> Dataset:
 def read_users(path: Path | str) -> pd.DataFrame:
     """Read users.parquet: user_id and any number of feature columns (string, number or bool)."""
     path = Path(path)
-    table = _read(path)
+    table = read_parquet(path)
     if "user_id" not in table.column_names:
         raise DataError(f"{path}: column user_id is absent (columns: {table.column_names}); it names the user of a row")
     for field in table.schema:
@@ -107,7 +116,7 @@ def read_users(path: Path | str) -> pd.DataFrame:
 def read_groups(path: Path | str, extra: Sequence[str] = ()) -> pd.DataFrame:
     """Read groups.parquet: exactly `GROUP_COLUMNS` and the string columns named in `extra`."""
     path = Path(path)
-    table = _read(path)
+    table = read_parquet(path)
     expected = {**GROUP_COLUMNS, **dict.fromkeys(extra, "string")}
     absent = [name for name in expected if name not in table.column_names]
     if absent:
@@ -240,7 +249,8 @@ def _plain(kind: pa.DataType) -> pa.DataType:
     return pa.string() if pa.types.is_large_string(kind) or pa.types.is_null(kind) else kind
 
 
-def _read(path: Path) -> pa.Table:
+def read_parquet(path: Path) -> pa.Table:
+    """A parquet file, whatever its columns."""
     if not path.exists():
         raise DataError(
             f"{path}: no such file; a dataset folder holds users.parquet, groups.parquet, images/part-*.parquet"

@@ -6,11 +6,12 @@ import io
 import re
 import struct
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -18,7 +19,16 @@ from torch import Tensor
 
 from perfusion.errors import DataError
 
-__all__ = ["FORMATS", "MAX_PIXELS", "ImageStore", "decode_image", "decode_pixels", "encode_png", "is_safe_id"]
+__all__ = [
+    "FORMATS",
+    "MAX_PIXELS",
+    "ImageStore",
+    "decode_image",
+    "decode_pixels",
+    "encode_png",
+    "is_safe_id",
+    "read_part",
+]
 
 MAX_PIXELS = 50_000_000
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
@@ -122,7 +132,7 @@ class ImageStore:
 
     def _index(self, part: int, file: Path) -> None:
         _check_columns(file)
-        ids = pq.read_table(file, columns=["image_id"]).column(0).to_pylist()
+        ids = _ids(pq.read_table(file, columns=["image_id"]).column(0))
         for row, image_id in enumerate(ids):
             if image_id is None:
                 self.problems["null"] = f"{file.name} row {row}: no image_id"
@@ -180,8 +190,22 @@ class ImageStore:
         if part not in self._parts:
             while len(self._parts) >= _OPEN_PARTS:
                 self._parts.pop(next(iter(self._parts)))
-            self._parts[part] = pq.read_table(self.files[part], columns=["image"]).column(0)
+            self._parts[part] = _binary(pq.read_table(self.files[part], columns=["image"]).column(0))
         return self._parts[part]
+
+
+def read_part(file: Path) -> Iterator[tuple[str | None, bytes | None]]:
+    """Every row of a part file, sound or not, a few pictures in memory at a time.
+
+    Raises:
+        DataError: the file cannot be read, or its columns are not those of the layout.
+    """
+    _check_columns(file)
+    try:
+        for batch in pq.ParquetFile(file).iter_batches(batch_size=256, columns=["image_id", "image"]):
+            yield from zip(_ids(batch.column("image_id")), _binary(batch.column("image")).to_pylist(), strict=True)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{file}: not a readable parquet file ({error})") from None
 
 
 def _squared(image: Image.Image, size: int) -> Image.Image:
@@ -202,10 +226,37 @@ def _check_columns(file: Path) -> None:
         schema = pq.read_schema(file)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{file}: not a readable parquet file ({error})") from None
-    if schema.names != ["image_id", "image"] and set(schema.names) != {"image_id", "image"}:
-        raise DataError(f"{file}: columns {schema.names}, want image_id (string) and image (binary)")
+    for name in ("image_id", "image"):
+        if schema.names.count(name) != 1:
+            raise DataError(f"{file}: columns {schema.names}, want one image_id (string) and one image (binary)")
     text, data = schema.field("image_id").type, schema.field("image").type
-    if not (pa.types.is_string(text) or pa.types.is_large_string(text)):
-        raise DataError(f"{file}: column image_id is {text}, want string")
-    if not (pa.types.is_binary(data) or pa.types.is_large_binary(data)):
-        raise DataError(f"{file}: column image is {data}, want binary (the encoded bytes)")
+    if not _is_id(text):
+        raise DataError(f"{file}: column image_id is {text}, want string; write ids as text")
+    if not _is_binary(data):
+        raise DataError(f"{file}: column image is {data}, want binary; write the encoded bytes of a PNG or JPEG file")
+
+
+def _is_id(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return any(fits(kind) for fits in (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer))
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _ids(column: pa.Array | pa.ChunkedArray) -> list[str | None]:
+    """Ids as text; whole numbers in decimal."""
+    try:
+        return [None if value is None else str(value) for value in column.to_pylist()]
+    except UnicodeDecodeError:
+        raw = column.cast(pa.large_string()).cast(pa.large_binary()).to_pylist()
+        return [None if value is None else value.decode(errors="backslashreplace") for value in raw]
+
+
+def _binary(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """Encoded pictures; other tools write them as a struct with a field `bytes`."""
+    return pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
