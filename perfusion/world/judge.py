@@ -76,7 +76,7 @@ def _nearest(x: Tensor) -> tuple[Tensor, Tensor]:
     known = _templates()
     cuts, patterns = known.still.shape[1], CODES[5]
     still = x.flatten(1) @ known.still  # (n, C)
-    seen = (x @ known.weight).reshape(len(x), 3, patterns, cuts)  # (n, 3, Q, C)
+    seen = (x.flatten(0, 1) @ known.weight).reshape(len(x), 3, patterns, cuts)  # (n, 3, Q, C)
     ground = torch.einsum("nkc,pk->npc", seen[:, :, 0], known.ground)  # (n, 8, C)
     figure = torch.einsum("nkqc,pk->npqc", seen[:, :, 1:], known.figure)  # (n, 8, Q - 1, C)
     product = still[:, None, None] + torch.cat([ground[:, :, None], ground[:, :, None] + figure], dim=2)
