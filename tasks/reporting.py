@@ -15,7 +15,7 @@ from typing import Any
 from tasks.reporting_charts import curve_svg, panels
 from tasks.reporting_compare import comparison_view
 from tasks.reporting_page import write_page
-from tasks.reporting_pictures import contact_sheet
+from tasks.reporting_pictures import contact_sheet, data_uri
 from tasks.reporting_record import RunRecord, read_record
 from tasks.reporting_sources import open_run
 from tasks.reporting_summary import summarise
@@ -37,13 +37,12 @@ def summary(workspace: Workspace) -> dict[str, Any]:
     return summarise(record, _serving(workspace, record))
 
 
-def write_report(workspace: Workspace, out: Path | None = None, lineage: Mapping[str, Any] | None = None) -> Path:
+def write_report(workspace: Workspace, out: Path | None = None) -> Path:
     """Write the page of the workspace's last run and return its path.
 
     Args:
         workspace: whose run.
         out: the file; None is report/index.html in the work folder.
-        lineage: what to tell about the run's origin beside what the workspace knows, e.g. the git commit.
 
     Raises:
         ReportError: nothing was recorded, a record is damaged, or the data counts do not add up.
@@ -60,12 +59,13 @@ def write_report(workspace: Workspace, out: Path | None = None, lineage: Mapping
         gate_missing="The flow did not ask this gate.",
         tiles=tiles_view(record),
         sheet=contact_sheet(record),
+        merchants=_merchants_sheet(record),
         reward=reward_view(record),
         generator=generator_view(record),
         data=data_view(record),
         curves=_curves(record),
         times=times_view(record),
-        lineage=_lineage(record, serving, lineage or {}),
+        lineage=_lineage(workspace, record, serving),
         params=dict(flatten(record.params)),
         glossary=GLOSSARY,
         missing=summarise(record, serving)["missing"],
@@ -111,6 +111,12 @@ def _kicker(record: RunRecord) -> list[str]:
     return facts
 
 
+def _merchants_sheet(record: RunRecord) -> str | None:
+    """The sheet of one prompt for several merchants, which the evaluation drew."""
+    file = record.picture_file("merchants_sheet.png")
+    return data_uri(file) if record.generator is not None and file.exists() else None
+
+
 def _curves(record: RunRecord) -> list[dict[str, str]]:
     drawings = []
     for run, table in record.curves():
@@ -127,9 +133,24 @@ def _curves(record: RunRecord) -> list[dict[str, str]]:
     return drawings
 
 
-def _lineage(record: RunRecord, serving: Mapping[str, int | None], given: Mapping[str, Any]) -> dict[str, Any]:
-    known: dict[str, Any] = {"data digest": record.data_digest, "seed": record.params.get("seed", 0)}
-    known |= {f"champion {name}": version if version is not None else "none" for name, version in serving.items()}
-    if record.outcome is not None and (run_id := record.outcome.get("run_id")):
-        known["MLflow run"] = run_id
-    return {**given, **known}
+def _lineage(workspace: Workspace, record: RunRecord, serving: Mapping[str, int | None]) -> dict[str, Any]:
+    """What made the run, as far as it was recorded."""
+    run_id = (record.outcome or {}).get("run_id")
+    known: dict[str, Any] = {"MLflow run": run_id or "none: the stages ran without the flow"}
+    if run_id is not None and (workspace.mlruns / "mlflow.db").exists():
+        known["git commit"] = _commit(workspace, run_id)
+    known |= {"data digest": record.data_digest or "not recorded", "seed": record.params.get("seed", 0)}
+    return known | {f"champion {name}": version or "none" for name, version in serving.items()}
+
+
+def _commit(workspace: Workspace, run_id: str) -> str:
+    """The commit that the run was made with."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    client = MlflowClient(tracking_uri=workspace.tracking_uri)
+    try:
+        commit = client.get_run(run_id).data.tags.get("mlflow.source.git.commit", "not recorded")
+    except MlflowException:
+        return f"not recorded: the store at {workspace.mlruns} does not know the run"
+    return str(commit)

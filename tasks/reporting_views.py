@@ -150,6 +150,10 @@ def generator_view(record: RunRecord) -> View | None:
         "pair_axis": axis_for([row["figure"] for row in pairs], zero=True),
         "facts": record.generator,
         "win_rate": figure(record.generator, "user_swap_win_rate"),
+        "swap_share": figure(record.generator, "swap_share_of_gain"),
+        "agreement": figure(record.generator.get("rank_agreement"), "kendall"),
+        "costs": record.generator.get("costs", {}),
+        "meanings": [(metric_name(m), METRICS[plain][1]) for m in others if (plain := m.partition("[")[0]) in METRICS],
     }
 
 
@@ -161,7 +165,7 @@ def _pair_row(name: str, metrics: Mapping[str, Any], judge: str) -> View:
         "name": f"{ARMS.get(left, (left,))[0]} minus {ARMS.get(right, (right,))[0]}",
         "figure": value,
         "tone": tone,
-        "wins": figure(metrics, "wins") or figure(metrics, f"{judge}_wins"),
+        "wins": figure(metrics, "wins"),
     }
 
 

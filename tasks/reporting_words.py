@@ -53,10 +53,13 @@ METRICS = {
     "true_utility": ("True utility", "what the merchant would really gain; known only in a planted marketplace"),
     "perfusion_rm": ("PerFusionRM", "personal reward, in units of scale times cosine"),
     "personal": ("Personal part", "the part of true utility that differs between merchants"),
+    "prompt_fit": ("Fit to the prompt", "the part of true utility that asks whether the words were followed"),
+    "everybody": ("General taste", "the part of true utility that all merchants share"),
     "clip_score": ("CLIP Score", "fit of picture and words, 100 times a cosine"),
     "pickscore": ("PickScore", "what people in general would pick"),
     "aesthetic": ("Aesthetic", "beauty of the picture alone"),
-    "cleanness_db": ("Cleanness", "closeness to a clean drawing of the same garment, in dB"),
+    "cleanness_db": ("Cleanness, dB", "closeness to a clean drawing of the same garment"),
+    "diversity": ("Diversity", "1 minus the mean cosine between an arm's pictures; 0 when it always draws the same"),
 }
 
 #: gate -> the question it answers.

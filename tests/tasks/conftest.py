@@ -10,19 +10,23 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
-from perfusion.evaluation.ranking import group_aucs, group_average_precision, ranking_report
+from perfusion.data import FeatureEncoder, GroupTable
+from perfusion.evaluation.picture_metrics import generator_metrics
+from perfusion.evaluation.reward import feature_slices, group_rows, reward_metrics
 from perfusion.governance.checks import above
 from perfusion.governance.decision import at_least, decide
-from perfusion.statistics import cluster_bootstrap, paired_difference, share_positive
+from perfusion.statistics import paired_difference
 from perfusion.world import render
 
-USERS, GROUPS, CANDIDATES = 40, 6, 5
+USERS, ITEMS, GROUPS, CANDIDATES = 40, 24, 6, 5
 SKILL = {"random": 0.0, "clip": 0.7, "user_blind": 1.0, "wrong_user": 0.7, "perfusion_rm": 2.6}
 ARMS = {"base": 0.0, "sft": 0.15, "dpo": 0.2, "perfusion": 2.2, "wrong_user": 0.9}
 STYLES = ("minimalist", "romantic", "streetwear", "classic")
-OPTIONS = {"resamples": 200}
+CEILINGS = {"user_blind_oracle": 1.3, "reachable": 3.4, "full_oracle": 9.0}
+OPTIONS = {"confidence": 0.95, "resamples": 200, "seed": 0, "min_clusters": 20}
 
 
 @pytest.fixture
@@ -41,7 +45,8 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
         write_json(
             root / "work/metrics/seconds.json", {"validate": 2.1, "reward": 75.3, "generator": 280.0, "clip": 91.0}
         )
-        write_json(root / "work/outcome.json", {"status": "promoted", "reasons": [], "run_id": "0a1b2c"})
+        write_json(root / "work/outcome.json", {"status": "promoted", "reasons": [], "run_id": "0a1b2c",
+                   "versions": {"perfusion-reward": 3, "perfusion-generator": 3}})  # fmt: skip
         log = [{"key": "k"}] + [
             {"run": "reward", "step": step, "of": 450, "metrics": {"loss": 2.4 / (1 + step / 90) + 0.8, "lr": 3e-3}}
             for step in range(10, 451, 10)
@@ -74,88 +79,78 @@ def _write_data(root: Path) -> None:
 
 
 def _write_reward(root: Path, random: np.random.Generator, truth: bool, skill: float) -> None:
-    users = [f"m{u:05d}" for u in np.repeat(np.arange(USERS), GROUPS)]
-    taste = random.normal(size=(len(users), CANDIDATES))
-    picked = taste == taste.max(1, keepdims=True)
-    valid = np.ones_like(picked)
-    rows = pd.DataFrame({"record_id": [f"r{i}" for i in range(len(users))], "user_id": users, "split": "test",
-                         "candidates": CANDIDATES, "picked": 1})  # fmt: skip
-    metrics: dict[str, Any] = {}
-    for name, level in SKILL.items():
-        scores = level * (skill if name == "perfusion_rm" else 1.0) * taste + random.normal(size=taste.shape)
-        metrics[name] = ranking_report(scores, picked, valid, users, split="test", **OPTIONS).to_dict()
-        rows[f"ap_{name}"] = group_average_precision(scores, picked, valid)
-        rows[f"auc_{name}"] = group_aucs(scores, picked, valid)
-    reachable = 0.97 if truth else None
-    closed = (metrics["perfusion_rm"]["gauc"] - metrics["user_blind"]["gauc"]) / (0.97 - metrics["user_blind"]["gauc"])
-    gains = {
-        metric: paired_difference(
-            rows[f"{column}_perfusion_rm"], rows[f"{column}_user_blind"], users, **OPTIONS
-        ).to_dict()
-        for metric, column in (("map", "ap"), ("gauc", "auc"))
-    }
-    metrics |= {
-        "floor_map": metrics["random"]["floor_map"],
-        "user_blind_gauc": metrics["user_blind"]["gauc"],
-        "reachable_gauc": reachable,
-        "gap_closed": {"mean": closed, "low": closed - 0.05, "high": closed + 0.05} if truth else None,
-        "gain_over_user_blind": gains,
-        "references": {"reachable": {"map": 0.95, "gauc": 0.97}, "full_oracle": {"map": 0.98, "gauc": 0.99}}
-        if truth
-        else {},
-    }
-    write_json(root / "work/metrics/evaluate-reward.json", metrics)
+    tables, scores, references = {}, {}, {}
+    for split, users in (("test", USERS), ("cold", 24), ("few", 4)):
+        table, taste = _groups(split, users, random)
+        tables[split] = table
+        scores[split] = {
+            name: _noisy(level * (skill if name == "perfusion_rm" else 1.0), taste, random)
+            for name, level in SKILL.items()
+        }
+        if truth and split == "test":
+            references[split] = {name: _noisy(level, taste, random).numpy() for name, level in CEILINGS.items()}
+    rows = group_rows(tables, scores, references)
+    metrics = reward_metrics(tables, scores, rows, references.get("test", {}), OPTIONS)
     folder = root / "work/evaluation/reward"
     folder.mkdir(parents=True)
     rows.to_parquet(folder / "groups.parquet")
-    bounds = {style: (None, None) if style == "classic" else (0.05, 0.15) for style in STYLES}
-    pd.DataFrame([
-        {"feature": "style", "value": style, "users": 10, "groups": 60, "gauc": 0.9, "user_blind_gauc": 0.8,
-         "gain": 0.1, "gain_low": bounds[style][0], "gain_high": bounds[style][1]}
-        for style in STYLES
-    ]).to_parquet(folder / "slices.parquet")  # fmt: skip
+    people = pd.DataFrame({"user_id": [user_name(u) for u in range(USERS)], "style": np.resize(STYLES, USERS)})
+    feature_slices(rows, people, OPTIONS).to_parquet(folder / "slices.parquet")
+    write_json(root / "work/metrics/evaluate-reward.json", metrics)
+
+
+def _groups(split: str, users: int, random: np.random.Generator) -> tuple[GroupTable, torch.Tensor]:
+    """Groups without pictures, and what their users think of the candidates, (G, N)."""
+    count = users * GROUPS
+    taste = torch.from_numpy(random.normal(size=(count, CANDIDATES)))
+    table = GroupTable(
+        pixels=torch.zeros(1, 3, 1, 1, dtype=torch.uint8),
+        image_index=torch.zeros(count, CANDIDATES, dtype=torch.int64),
+        valid=torch.ones(count, CANDIDATES, dtype=torch.bool), picked=taste == taste.amax(1, keepdim=True),
+        user_index=torch.arange(users).repeat_interleave(GROUPS), users=torch.zeros(users, 1, dtype=torch.int64),
+        prompts=["dress"] * count, record_ids=[f"{split}-{row}" for row in range(count)],
+        user_ids=[user_name(u) for u in range(users)], encoder=FeatureEncoder.fit(pd.DataFrame({"user_id": ["m"]})),
+        image_ids=["i"],
+    )  # fmt: skip
+    return table, taste
+
+
+def _noisy(level: float, taste: torch.Tensor, random: np.random.Generator) -> torch.Tensor:
+    return level * taste + torch.from_numpy(random.normal(size=tuple(taste.shape)))
 
 
 def _write_generator(root: Path, random: np.random.Generator, truth: bool, skill: float) -> None:
     folder = root / "work/evaluation/generator"
-    folder.mkdir(parents=True)
+    (folder / "pictures").mkdir(parents=True)
     rows = []
-    for user in range(24):
+    for user in range(ITEMS):
         prompt = ("dress, v-neck, slim-fit", "coat, long sleeves, round-neck")[user % 2]
         style = user % len(STYLES)
         for arm, level in ARMS.items():
             told = {"perfusion": style + round(skill) - 1, "wrong_user": style + 1}.get(arm, user % 7)
             codes = np.array([[0 if user % 2 == 0 else 2, 0, 2, 0, told % 8, (told * 3) % 5, told % 4, told % 3]])
-            file = f"{arm}-{user:03d}.png"
+            file = f"pictures/{user:05d}-{arm}.png"
             Image.fromarray(render(codes)[0]).save(folder / file)
             noise = random.normal(scale=0.4)
             scores = {"true_utility": level * (skill if arm == "perfusion" else 1.0) + noise} if truth else {}
-            rows.append({"arm": arm, "user_id": f"m{user:05d}", "prompt": prompt, "seed": 7, "file": file, **scores,
-                         "perfusion_rm": 10 + level + noise, "aesthetic[twin]": 5 + noise / 9,
+            rows.append({"item": user, "arm": arm, "user_id": user_name(user), "prompt": prompt, "seed": 7,
+                         "file": file, **scores, "perfusion_rm": 10 + level + noise, "aesthetic[twin]": 5 + noise / 9,
                          "slice_style": STYLES[style]})  # fmt: skip
     table = pd.DataFrame(rows)
     table.to_parquet(folder / "pictures.parquet")
-    scorers = [name for name in ("true_utility", "perfusion_rm", "aesthetic[twin]") if name in table]
-    wide = {arm: part.set_index("user_id") for arm, part in table.groupby("arm")}
-    arms = {
-        arm: {name: cluster_bootstrap(part[name], part.index, **OPTIONS).to_dict() for name in scorers}
-        for arm, part in wide.items()
-    }
-    pairs = {
-        f"{left} - {right}": {
-            name: paired_difference(wide[left][name], wide[right][name], wide[left].index, **OPTIONS).to_dict()
-            for name in scorers
-        }
-        for left, right in (("perfusion", "base"), ("perfusion", "dpo"), ("dpo", "base"), ("perfusion", "wrong_user"))
-    }
-    judge = scorers[0]
-    swap = share_positive(wide["perfusion"][judge] - wide["wrong_user"][judge], wide["perfusion"].index)
-    metrics = {"arms": arms, "paired": pairs, "user_swap_win_rate": swap.to_dict(), "pairs": 24}
+    Image.fromarray(render(np.zeros((1, 8), dtype=int))[0]).save(folder / "merchants_sheet.png")
+    costs = {"seconds_per_picture": 0.4, "memory_mib": 900.0}
+    metrics = generator_metrics(table, OPTIONS, costs, dict.fromkeys(ARMS, 0.3))
     write_json(root / "work/metrics/evaluate-generator.json", metrics)
+
+
+def user_name(number: int) -> str:
+    return f"m{number:05d}"
 
 
 def _write_gates(root: Path) -> None:
     groups = pd.read_parquet(root / "work/evaluation/reward/groups.parquet")
+    groups = groups[groups["split"] == "test"]
     gain = paired_difference(groups["ap_perfusion_rm"], groups["ap_user_blind"], groups["user_id"], **OPTIONS)
     gates = [
         decide("data", [at_least("valid group records", 297, 100)], {"valid": 297}, {"min_groups": 100}),

@@ -162,7 +162,10 @@ def test_runs_by_id_and_by_version(make_run: MakeRun, tmp_path: Path) -> None:
 
 
 def test_no_such_folder_and_no_store_is_a_clear_error(workspace: Workspace) -> None:
-    with pytest.raises(ReportError, match=r"nowhere: no such folder, and there is no store"), open_run(workspace, "nowhere"):
+    with (
+        pytest.raises(ReportError, match=r"nowhere: no such folder, and there is no store"),
+        open_run(workspace, "nowhere"),
+    ):
         pass
 
 
