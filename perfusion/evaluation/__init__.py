@@ -10,7 +10,7 @@ from typing import Any
 
 from perfusion.evaluation.ranking import RankingReport, average_precision, group_auc, ranking_report
 
-_HOME = {"evaluate_generator": "generator", "evaluate_reward": "reward"}
+_HOME = {"champion_evidence": "champion", "evaluate_generator": "generator", "evaluate_reward": "reward"}
 
 __all__ = [
     "RankingReport",

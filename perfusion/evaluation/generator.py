@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import resource
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,16 @@ from perfusion.scorers.true_utility import TrueUtility
 from perfusion.seeding import derive_seed
 from perfusion.world import load_truth
 
-__all__ = ["Drawn", "costs", "draw", "evaluate_generator", "judge_pictures", "score_pictures", "training_ratings"]
+__all__ = [
+    "Drawn",
+    "costs",
+    "draw",
+    "evaluate_generator",
+    "judge_pictures",
+    "score_column",
+    "score_pictures",
+    "training_ratings",
+]
 
 _SCORE_BATCH = 64
 _RATED_GROUPS = 800  # training groups whose picks rate pictures for the aesthetic twin
@@ -139,8 +148,7 @@ def score_pictures(
     """
     names = list(drawn)
     pixels = torch.stack([drawn[name].pixels for name in names], dim=1)  # (I, A, 3, S, S)
-    own = users.set_index("user_id", drop=False).loc[items["user_id"]].reset_index(drop=True)
-    scores = {name: _scored(scorer, items["prompt"].tolist(), pixels, own) for name, scorer in scorers.items()}
+    scores = {name: _scored(scorer, items, pixels, users) for name, scorer in scorers.items()}
     tables = []
     for place, arm in enumerate(names):
         table = items.reset_index(drop=True).assign(item=range(len(items)), arm=arm)
@@ -179,14 +187,22 @@ def costs(drawn: Mapping[str, Drawn]) -> dict[str, float]:
     return {"seconds_per_picture": drawn["perfusion"].seconds, "memory_mib": memory, **seconds}
 
 
-def _scored(scorer: Scorer, prompts: Sequence[str], pixels: Tensor, users: pd.DataFrame) -> Tensor:
-    """(I, A) scores; a personal scorer encodes the users by its own features."""
-    codes = None if scorer.encoder is None else scorer.encoder.transform(users)
+def score_column(scorer: Scorer, items: pd.DataFrame, pixels: Tensor, users: pd.DataFrame) -> Tensor:
+    """One scorer's (I,) numbers for one picture of each item, (I, 3, S, S)."""
+    return _scored(scorer, items, pixels[:, None], users)[:, 0]
+
+
+def _scored(scorer: Scorer, items: pd.DataFrame, pixels: Tensor, users: pd.DataFrame) -> Tensor:
+    """(I, A) scores of (I, A, 3, S, S); a personal scorer encodes the items' users by its own features."""
+    prompts = items["prompt"].tolist()
+    codes = None
+    if scorer.encoder is not None:
+        codes = scorer.encoder.transform(users.set_index("user_id", drop=False).loc[items["user_id"]])
     progress = Progress(f"evaluate-generator {scorer.name}", len(pixels))
     parts = []
     for start in range(0, len(pixels), _SCORE_BATCH):
         rows = slice(start, start + _SCORE_BATCH)
-        parts.append(scorer.score(list(prompts[rows]), pixels[rows], None if codes is None else codes[rows]))
+        parts.append(scorer.score(prompts[rows], pixels[rows], None if codes is None else codes[rows]))
         progress.show(min(start + _SCORE_BATCH, len(pixels)), {})
     return torch.cat(parts)
 

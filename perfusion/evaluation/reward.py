@@ -37,6 +37,7 @@ __all__ = [
     "evaluate_reward",
     "feature_slices",
     "group_rows",
+    "personal_scores",
     "reward_metrics",
     "score_groups",
 ]
@@ -114,22 +115,32 @@ def score_groups(table: GroupTable, scorers: RewardScorers, split: str, seed: in
 
     With a single user in the split nobody can lend him other features: then there is no "wrong_user".
     """
-    scores = {"random": random_scores((len(table), table.valid.shape[1]), seed)}
-    users = {"perfusion_rm": table.user_index}
+    scores = {
+        "random": random_scores((len(table), table.valid.shape[1]), seed),
+        "perfusion_rm": personal_scores(table, scorers.personal, table.user_index, split),
+    }
     if len(torch.unique(table.user_index)) > 1:
-        users["wrong_user"] = wrong_users(table.user_index, seed)
-    parts: dict[str, list[Tensor]] = {name: [] for name in (*users, "user_blind", "clip")}
-    progress = Progress(f"evaluate-reward {split}", len(table))
+        lent = wrong_users(table.user_index, seed)
+        scores["wrong_user"] = personal_scores(table, scorers.personal, lent, f"{split}, wrong user")
+    for name, scorer in (("user_blind", scorers.blind), ("clip", scorers.clip)):
+        scores[name] = _scored(table, scorer, None, split)
+    return scores
+
+
+def personal_scores(table: GroupTable, scorer: Scorer, user_index: Tensor, note: str = "") -> Tensor:
+    """(G, N) scores of a personal scorer that is told the features of `user_index` (G,), rows of the table's users."""
+    return _scored(table, scorer, table.users[user_index], note)
+
+
+def _scored(table: GroupTable, scorer: Scorer, users: Tensor | None, note: str) -> Tensor:
+    progress = Progress(f"evaluate-reward {scorer.name} {note}", len(table))
+    parts = [torch.zeros(0, table.valid.shape[1])]
     for start in range(0, len(table), _BATCH):
         rows = torch.arange(start, min(start + _BATCH, len(table)))
-        prompts, pixels = [table.prompts[row] for row in rows], table.candidates(rows)
-        for name, index in users.items():
-            parts[name].append(scorers.personal.score(prompts, pixels, table.users[index[rows]]))
-        parts["user_blind"].append(scorers.blind.score(prompts, pixels))
-        parts["clip"].append(scorers.clip.score(prompts, pixels))
+        prompts = [table.prompts[row] for row in rows.tolist()]
+        parts.append(scorer.score(prompts, table.candidates(rows), None if users is None else users[rows]))
         progress.show(int(rows[-1]) + 1, {})
-    empty = torch.zeros(0, table.valid.shape[1])
-    return scores | {name: torch.cat(part) if part else empty for name, part in parts.items()}
+    return torch.cat(parts)
 
 
 def group_rows(

@@ -10,14 +10,13 @@ import numpy as np
 import pandas as pd
 
 from perfusion.config import GatesConfig
+from perfusion.evaluation.items import ITEM
 from perfusion.governance.checks import above, need_columns, not_below
 from perfusion.governance.decision import Check, Decision, at_most, decide
 from perfusion.statistics import Interval, cluster_bootstrap, paired_difference
 
-__all__ = ["GENERAL_SCORERS", "ITEM", "promotion_gate"]
+__all__ = ["GENERAL_SCORERS", "promotion_gate"]
 
-#: What identifies one frozen generation task; both models are compared on the same items.
-ITEM = ("user_id", "prompt", "seed")
 #: General scorers a challenger must not lose on; a column `name` or, from a tiny twin, `name[twin]`.
 GENERAL_SCORERS = ("aesthetic", "clip_score", "pickscore")
 

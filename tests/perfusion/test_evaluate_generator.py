@@ -11,6 +11,7 @@ from PIL import Image
 from perfusion.config import GatesConfig
 from perfusion.errors import DataError
 from perfusion.evaluation.arms import PipelineArm
+from perfusion.evaluation.champion import rescore
 from perfusion.evaluation.generator import costs, draw, score_pictures, training_ratings
 from perfusion.evaluation.images import to_png
 from perfusion.evaluation.items import ITEM, choose_items, with_slices
@@ -253,3 +254,28 @@ def test_ratings_are_the_share_of_picks(world, tmp_path):
     assert pixels.shape == (len(images), 3, 8, 8)
     picked = sum(sum(picks) for picks in groups["picked"])
     assert ratings.sum().item() == pytest.approx(len(images) + 9 * picked)
+
+
+def test_the_champion_is_redrawn_on_the_challengers_items_and_judged_by_both(world, evaluated, tmp_path):
+    truth, users, _ = world
+    _, _, drawn, rows, _ = evaluated
+    rows = rows.drop(columns="perfusion_rm")
+    for row in rows.itertuples():
+        file = tmp_path / row.file
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(to_png(drawn[row.arm].pixels[row.item]))
+    scorers = {"clip_score[twin]": FakeScorer("clip_score[twin]"), "perfusion_rm": FakeScorer("perfusion_rm")}
+    champion = RenderedArm(truth, "everybody")
+    mine, theirs = rescore(
+        rows, tmp_path, champion, users, scorers, FakeScorer("champion_rm"), TrueUtility(truth), batch=20
+    )
+    own = mine[mine["arm"] == "perfusion"].sort_values("item")
+    assert (theirs["arm"] == "perfusion").all()
+    assert own[list(ITEM)].reset_index(drop=True).equals(theirs[list(ITEM)])
+    brightness = drawn["perfusion"].pixels.float().mean((1, 2, 3)) / 255
+    np.testing.assert_allclose(own["champion_rm"], brightness, rtol=1e-6)
+    np.testing.assert_allclose(theirs["champion_rm"], theirs["perfusion_rm"])
+    assert own["true_utility"].mean() > theirs["true_utility"].mean()
+    (tmp_path / own["file"].iloc[0]).unlink()
+    with pytest.raises(DataError, match="evaluate-generator again"):
+        rescore(rows, tmp_path, champion, users, scorers, FakeScorer("champion_rm"), None, batch=20)
