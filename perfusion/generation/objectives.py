@@ -1,6 +1,6 @@
 """Denoising errors of a policy and its reference on groups of pictures, and the losses over them (Eq. 1, 13, 19).
 
-Legend: B groups, N candidates of the largest one, V valid candidates of the batch, (C, H, W) a latent.
+Legend: B groups, N candidates of the largest one, V valid candidates of the batch, R rows run, (C, H, W) a latent.
 """
 
 from __future__ import annotations
@@ -38,52 +38,75 @@ __all__ = [
 ]
 
 Predictor = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(z_t (V, C, H, W), t (V,), context (V, T, D), users (V, F)) -> predictions of (policy, reference)."""
+"""(z_t (R, C, H, W), t (R,), context (R, T, D), users (R, F)) -> predictions of (policy, reference)."""
 
 
 @dataclass(frozen=True)
 class GroupBatch:
-    """Noised groups, flattened to their valid candidates.
+    """Noised groups, flattened to their valid candidates; R rows go through the network.
+
+    All candidates of a group share one noise level and one noise. At the last level of a schedule that ends in pure
+    noise nothing of the picture is left in its noised latent, so the candidates share that too: one row serves them all
+    (an exact saving). Everywhere else R = V.
 
     Attributes:
-        noised, target: (V, C, H, W); all candidates of a group share one noise level and one noise.
-        t: (V,) noise levels; t_group: (B,) the same by group.
-        context: (V, T, D); users: (V, F).
+        noised: (R, C, H, W); t: (R,) noise levels; context: (R, T, D); users: (R, F).
+        row: (V,) the row of each candidate.
+        target: (V, C, H, W) what each candidate's prediction should be.
+        t_group: (B,) noise levels by group.
+        group: (R,) the group of each row.
         picked, valid: (B, N) bool.
     """
 
     noised: Tensor
-    target: Tensor
     t: Tensor
-    t_group: Tensor
     context: Tensor
     users: Tensor
+    row: Tensor
+    target: Tensor
+    t_group: Tensor
+    group: Tensor
     picked: Tensor
     valid: Tensor
 
 
 def draw_groups(
     rows: Tensor, table: GroupTable, data: EncodedData, scheduler: DDIMScheduler, config: PreferenceConfig,
-    pairs: bool = False,
+    pairs: bool = False, share: bool = True,
 ) -> GroupBatch:  # fmt: skip
     """Noise the pictures of the groups `rows` (B,) with torch's global generator.
 
+    The last `config.terminal_groups` of them are taken to the last noise level, the others to levels at random.
+
     Args:
         pairs: keep one picked and one unpicked candidate of each group, drawn at random (Eq. 19).
+        share: run candidates whose noised latents are equal once.
     """
     valid, picked, images = table.valid[rows], table.picked[rows], table.image_index[rows]
     if pairs:
         chosen = torch.stack([_choose(picked & valid), _choose(~picked & valid)], dim=1)  # (B, 2)
         valid, picked, images = (x.gather(1, chosen) for x in (valid, picked, images))
     z = data.latents(images[valid])
-    group = torch.arange(len(rows))[:, None].expand_as(valid)[valid]  # (V,)
+    last = scheduler.config.num_train_timesteps - 1
     t_group = sample_timesteps(len(rows), config.timestep_ranges)
+    t_group[len(rows) - config.terminal_groups :] = last
+    group = torch.arange(len(rows))[:, None].expand_as(valid)[valid]  # (V,)
     noise = torch.randn(len(rows), *z.shape[1:])[group]
-    context = data.conditions([table.prompts[row] for row in rows.tolist()])[group]
-    t = t_group[group]
-    noised = scheduler.add_noise(z, noise, t)
-    target = prediction_target(scheduler, z, noise, t)
-    return GroupBatch(noised, target, t, t_group, context, table.features(rows)[group], picked, valid)
+    context = data.conditions([table.prompts[row] for row in rows.tolist()])
+    row, first = _shared_rows(group, (scheduler.alphas_cumprod[t_group] == 0.0)[group] & share)
+    return GroupBatch(
+        noised=scheduler.add_noise(z[first], noise[first], t_group[group[first]]), t=t_group[group[first]],
+        context=context[group[first]], users=table.features(rows)[group[first]], row=row,
+        target=prediction_target(scheduler, z, noise, t_group[group]), t_group=t_group, group=group[first],
+        picked=picked, valid=valid,
+    )  # fmt: skip
+
+
+def _shared_rows(group: Tensor, shared: Tensor) -> tuple[Tensor, Tensor]:
+    """Row of each candidate (V,) and the first candidate of each row (R,), given each candidate's group, ascending."""
+    new = torch.ones_like(shared)
+    new[1:] = ~shared[1:] | (group[1:] != group[:-1])
+    return new.long().cumsum(0) - 1, new.nonzero().squeeze(1)
 
 
 def predict_from_unet(policy: UNet2DConditionModel, reference: UNet2DConditionModel) -> Predictor:
@@ -122,9 +145,9 @@ def predict_from_pan(pan: PersonalAdaptiveNetwork, unet: UNet2DConditionModel) -
 
 
 def spread_errors(batch: GroupBatch, prediction: Tensor) -> Tensor:
-    """Denoising errors by group: (V, C, H, W) -> (B, N), 0 where there is no candidate."""
+    """Denoising errors by group: predictions (R, C, H, W) -> (B, N), 0 where there is no candidate."""
     errors = torch.zeros(batch.valid.shape, dtype=prediction.dtype)
-    return errors.masked_scatter(batch.valid, denoising_error(batch.target, prediction))
+    return errors.masked_scatter(batch.valid, denoising_error(batch.target, prediction[batch.row]))
 
 
 def preference_loss(

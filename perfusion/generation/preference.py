@@ -142,7 +142,7 @@ def top_set_log_likelihood(rewards: Tensor, picked: Tensor, valid: Tensor) -> Te
     floor = torch.where(valid, rewards, torch.inf).amin(-1, keepdim=True).detach() - 1e4  # weight 0, gradient finite
     r = torch.where(valid, rewards, torch.where(floor.isfinite(), floor, 0.0)).gather(-1, order)  # (B, N)
     rest_of: list[Tensor] = []  # log Z(S)
-    f = [torch.zeros_like(r[:, 0])]  # log f(S), S as bits over the sorted candidates
+    f = [r[:, 0] * 0.0]  # log f(S), S as bits over the sorted candidates; the empty set is certain
     for subset in range(1 << most):
         outside = [j for j in range(r.shape[1]) if not subset >> j & 1]
         rest_of.append(torch.logsumexp(r[:, outside], -1) if outside else torch.zeros_like(r[:, 0]))

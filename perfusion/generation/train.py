@@ -197,9 +197,9 @@ def _preference_objective(
     guard = _DivergenceGuard(config.max_error_ratio, run.name)
 
     def objective(step: int) -> tuple[Tensor, dict[str, float]]:
-        rows = usable[_batch_rows(len(usable), config.batch_groups, step, run)]
+        rows = usable[_batch_rows(len(usable), config.batch_groups + config.terminal_groups, step, run)]
         batch = draw_groups(rows, table, data, backbone.scheduler, config, pairs)
-        users = _forget_ids(batch.users, batch.valid, dropout)
+        users = _forget_ids(batch, dropout)
         gap, metrics = measure(batch, *predict(batch.noised, batch.t, batch.context, users))
         guard.check(metrics)
         if personal and (step + 1) % _PROBE_EVERY == 0:
@@ -209,21 +209,19 @@ def _preference_objective(
     return objective, counts
 
 
-def _forget_ids(users: Tensor, valid: Tensor, share: float) -> Tensor:
-    """Mask the user id, the last feature, of a share of the groups, so that strangers are served by their features."""
+def _forget_ids(batch: GroupBatch, share: float) -> Tensor:
+    """Users (R, F) with the user id, the last feature, masked for a share of the groups: strangers have none."""
     if share == 0.0:
-        return users
-    group = torch.arange(len(valid))[:, None].expand_as(valid)[valid]
-    forgotten = (torch.rand(len(valid)) < share)[group]
-    return torch.cat([users[:, :-1], users[:, -1:].masked_fill(forgotten[:, None], 0)], dim=1)
+        return batch.users
+    forgotten = (torch.rand(len(batch.valid)) < share)[batch.group]
+    return torch.cat([batch.users[:, :-1], batch.users[:, -1:].masked_fill(forgotten[:, None], 0)], dim=1)
 
 
 @torch.no_grad()
 def _with_wrong_users(batch: GroupBatch, predict: Predictor) -> float:
     """Implicit accuracy when each group is shown the next group's user: no better than chance if only users matter."""
-    group = torch.arange(len(batch.valid))[:, None].expand_as(batch.valid)[batch.valid]
-    first = torch.searchsorted(group, torch.arange(len(batch.valid)))
-    users = batch.users[first].roll(1, 0)[group]
+    first = torch.searchsorted(batch.group, torch.arange(len(batch.valid)))
+    users = batch.users[first].roll(1, 0)[batch.group]
     _, metrics = measure(batch, *predict(batch.noised, batch.t, batch.context, users))
     return metrics["implicit_accuracy"]
 

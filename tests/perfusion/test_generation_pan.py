@@ -1,0 +1,177 @@
+"""The split U-Net equals diffusers' own, the adaptive network changes nothing at first (Sec. 4.3.1)."""
+
+import pytest
+import torch
+from diffusers import ControlNetModel, UNet2DConditionModel
+
+from perfusion.generation.noising import beta_at, error_weight, sample_timesteps, signal_to_noise
+from perfusion.generation.objectives import clamp_losers, implicit_accuracy
+from perfusion.generation.pan import PersonalAdaptiveNetwork, skip_channels
+from perfusion.generation.split import Residuals, decode, encode
+
+CARDINALITIES = [4, 3, 9]
+
+
+def small_unet(size: int = 8, **changes) -> UNet2DConditionModel:
+    """Stable Diffusion's shape, four resolutions and 12 encoder blocks, in miniature."""
+    torch.manual_seed(0)
+    config = {
+        "sample_size": size, "in_channels": 4, "out_channels": 4, "block_out_channels": (8, 8, 16, 16),
+        "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        "layers_per_block": 2, "cross_attention_dim": 6, "attention_head_dim": 2, "norm_num_groups": 4,
+    }  # fmt: skip
+    return UNet2DConditionModel(**{**config, **changes})
+
+
+def inputs(size: int = 8, batch: int = 3):
+    generator = torch.Generator().manual_seed(1)
+    z = torch.randn(batch, 4, size, size, generator=generator)
+    return z, torch.tensor([3, 500, 999])[:batch], torch.randn(batch, 5, 6, generator=generator)
+
+
+@pytest.mark.parametrize("size", [8, 12])  # 12 is not divisible by 8: sizes are forced on the way up
+def test_the_two_halves_are_the_whole_forward_and_backward(size):
+    unet = small_unet(size)
+    z, t, context = inputs(size)
+    whole = unet(z, t, context).sample
+    halves = decode(unet, encode(unet, z, t, context))
+    assert torch.equal(halves, whole)
+    parameters = list(unet.parameters())
+    expected = torch.autograd.grad(whole.square().sum(), parameters)
+    found = torch.autograd.grad(halves.square().sum(), parameters)
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+def test_residuals_are_what_diffusers_adds():
+    unet = small_unet()
+    z, t, context = inputs()
+    encoded = encode(unet, z, t, context)
+    generator = torch.Generator().manual_seed(2)
+    extra = Residuals(
+        tuple(torch.randn(skip.shape, generator=generator) for skip in encoded.skips),
+        torch.randn(encoded.mid.shape, generator=generator),
+    )
+    expected = unet(
+        z, t, context, down_block_additional_residuals=extra.skips, mid_block_additional_residual=extra.mid
+    ).sample
+    assert torch.equal(decode(unet, encoded, extra), expected)
+
+
+def test_at_initialisation_the_output_is_the_plain_unets_bit_for_bit():
+    unet = small_unet()
+    pan = PersonalAdaptiveNetwork.from_unet(unet, CARDINALITIES, embedding_dim=4, cross_layers=2)
+    z, t, context = inputs()
+    users = torch.tensor([[1, 2, 8], [0, 0, 0], [3, 1, 5]])
+    residuals = pan(z, t, context, pan.user_map(users))
+    assert len(residuals.skips) == 12
+    assert torch.equal(decode(unet, encode(unet, z, t, context), residuals), unet(z, t, context).sample)
+
+
+def test_the_copy_is_the_part_of_the_unet_that_controlnet_copies():
+    unet = small_unet()
+    pan = PersonalAdaptiveNetwork.from_unet(unet, CARDINALITIES)
+    control = ControlNetModel.from_unet(unet)
+    parts = ("conv_in", "time_embedding", "down_blocks", "mid_block")
+    ours = {k: v for k, v in pan.state_dict().items() if k.startswith(parts)}
+    theirs = {k: v for k, v in control.state_dict().items() if k.startswith(parts)}
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    count = sum(p.numel() for p in [*pan.leave.parameters(), *pan.leave_mid.parameters()])
+    assert count == sum(
+        p.numel() for p in [*control.controlnet_down_blocks.parameters(), *control.controlnet_mid_block.parameters()]
+    )
+
+
+def test_stable_diffusion_has_twelve_encoder_blocks():
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(cross_attention_dim=768)
+    assert skip_channels(unet) == [320, 320, 320, 320, 640, 640, 640, 1280, 1280, 1280, 1280, 1280]
+
+
+def test_every_parameter_moves_by_the_third_step():
+    """Two zero layers in a row: output convolutions learn first, the user path last."""
+    unet = small_unet(16).requires_grad_(False)  # at 8 the mid block has one token, whose attention learns nothing
+    pan = PersonalAdaptiveNetwork.from_unet(unet, CARDINALITIES, embedding_dim=4, cross_layers=2, cross_norm=True)
+    before = {name: value.detach().clone() for name, value in pan.named_parameters()}
+    optimiser = torch.optim.AdamW(pan.parameters(), lr=1e-2, weight_decay=0.0)
+    z, t, context = inputs(16)
+    target = torch.randn(z.shape, generator=torch.Generator().manual_seed(4))
+    users = torch.tensor([[1, 2, 8], [2, 1, 4], [3, 1, 5]])
+    encoded = encode(unet, z, t, context)
+    with_gradient = []
+    for _ in range(3):
+        optimiser.zero_grad()
+        residuals = pan(z, t, context, pan.user_map(users))
+        (decode(unet, encoded, residuals) - target).square().mean().backward()
+        with_gradient.append({n for n, p in pan.named_parameters() if p.grad is not None and p.grad.abs().max() > 0})
+        optimiser.step()
+    assert all(name.startswith("leave") for name in with_gradient[0])
+    assert {"enter.weight", "enter.bias"} <= with_gradient[1]
+    assert "to_map.weight" not in with_gradient[1]
+    still = [name for name, value in pan.named_parameters() if torch.equal(value, before[name])]
+    assert not still
+
+
+def test_the_user_steers_once_trained_and_only_then():
+    unet = small_unet()
+    pan = PersonalAdaptiveNetwork.from_unet(unet, CARDINALITIES)
+    for conv in (pan.enter, *pan.leave, pan.leave_mid):
+        torch.nn.init.normal_(conv.weight, std=0.3)
+    z, t, context = inputs(batch=2)
+    z, t, context = z[:1].expand(2, -1, -1, -1), t[:1].expand(2), context[:1].expand(2, -1, -1)
+    with torch.no_grad():
+        one, other = decode(
+            unet, encode(unet, z, t, context), pan(z, t, context, pan.user_map(torch.tensor([[1, 1, 1], [2, 2, 2]])))
+        )
+    assert (one - other).abs().max() > 1e-3
+
+
+def test_unets_of_other_families_are_refused():
+    with pytest.raises(NotImplementedError, match="addition_embed_type"):
+        PersonalAdaptiveNetwork({**small_unet().config, "addition_embed_type": "text"}, CARDINALITIES)
+
+
+def test_saved_and_loaded_it_says_the_same(tmp_path):
+    unet = small_unet()
+    pan = PersonalAdaptiveNetwork.from_unet(unet, CARDINALITIES, cross_norm=True, min_timestep=300)
+    for parameter in pan.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    pan.save_pretrained(tmp_path)
+    again = PersonalAdaptiveNetwork.from_pretrained(tmp_path)
+    assert again.config.min_timestep == 300
+    z, t, context = inputs()
+    users = torch.tensor([[1, 2, 8], [0, 0, 0], [3, 1, 5]])
+    assert torch.equal(pan(z, t, context, pan.user_map(users)).mid, again(z, t, context, again.user_map(users)).mid)
+
+
+def test_noise_levels_and_weights():
+    from diffusers import DDIMScheduler
+
+    scheduler = DDIMScheduler(prediction_type="sample", rescale_betas_zero_snr=True)
+    t = torch.tensor([0, 500, 999])
+    kept = scheduler.alphas_cumprod[t]
+    assert torch.allclose(signal_to_noise(scheduler, t), kept / (1 - kept))
+    assert signal_to_noise(scheduler, t)[-1] == 0.0
+    assert beta_at(scheduler, t, 30.0, None, 0.15).tolist() == [30.0] * 3
+    assert torch.allclose(beta_at(scheduler, t, 30.0, 0.05, 0.15)[[0, 2]], torch.tensor([30.0, 4.5]))
+    assert error_weight(scheduler, t, 0.1)[0].item() == pytest.approx(10.0)
+    drawn = sample_timesteps(2000, [(300, 400), (800, 1000)])
+    assert ((drawn >= 300) & (drawn < 400) | (drawn >= 800) & (drawn < 1000)).all()
+    assert 0.4 < (drawn < 400).float().mean() < 0.6
+
+
+def test_clamped_losers_earn_nothing_more():
+    gap = torch.tensor([[3.0, 3.0, 0.1]], requires_grad=True)
+    clamped = clamp_losers(gap, torch.tensor([[True, False, False]]), torch.tensor([0.5]))
+    assert clamped.tolist() == [[3.0, 0.5, pytest.approx(0.1)]]
+    clamped.sum().backward()
+    assert gap.grad is not None
+    assert gap.grad.tolist() == [[1.0, 0.0, 1.0]]
+
+
+def test_implicit_accuracy_counts_ties_half():
+    picked, valid = torch.tensor([[True, False, False, False]]), torch.tensor([[True, True, True, False]])
+    assert implicit_accuracy(torch.tensor([[0.0, 1.0, -1.0, 9.0]]), picked, valid) == 0.5
+    assert implicit_accuracy(torch.zeros(1, 4), picked, valid) == 0.5
+    assert implicit_accuracy(torch.tensor([[-2.0, 1.0, -1.0, 9.0]]), picked, valid) == 1.0
