@@ -75,8 +75,7 @@ def run_stage(
     Raises:
         StageError: it failed; carries the stage's own message.
     """
-    began = time.monotonic()
-    seen = _last_error(workspace, stage)
+    began, clock = time.monotonic(), time.time()
     command = [sys.executable, "-m", "dvc", "repro", "--single-item", *(["--force"] if force else []), stage]
     process = subprocess.Popen(
         command, cwd=workspace.root, env=_environment(threads), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -96,7 +95,7 @@ def run_stage(
     finally:
         stop_group(process)
     if code != 0:
-        raise _failure(workspace, stage, seen, lines)
+        raise _failure(workspace, stage, clock, lines)
     return StageResult(stage, cached, time.monotonic() - began)
 
 
@@ -118,19 +117,15 @@ def require_disk(workspace: Workspace, least_mib: int = LEAST_FREE_MIB) -> None:
 def _environment(threads: int) -> dict[str, str]:
     """The caller's environment, with this interpreter's programs first."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    return {**os.environ, **cpu_environment(threads), "PATH": path, "PYTHONUNBUFFERED": "1", "DVC_NO_ANALYTICS": "1"}
+    own = {"PATH": path, "PYTHONUNBUFFERED": "1", "DVC_NO_ANALYTICS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    return {**os.environ, **cpu_environment(threads), **own}
 
 
-def _last_error(workspace: Workspace, stage: str) -> dict[str, object] | None:
-    """The log's last line where it tells of a failure."""
-    records = read_log(workspace.log(stage))
-    return records[-1] if records and "error" in records[-1] else None
-
-
-def _failure(workspace: Workspace, stage: str, before: dict[str, object] | None, lines: list[str]) -> StageError:
+def _failure(workspace: Workspace, stage: str, since: float, lines: list[str]) -> StageError:
     """The stage's own words where it left some in its log, else the last words on its output."""
-    error = _last_error(workspace, stage)
-    if error is not None and error != before:
+    told = [record for record in read_log(workspace.log(stage)) if "error" in record and record["time"] >= since]
+    if told:
+        error = told[0]  # of several processes, the one that failed first
         kind = "" if error["expected"] else f"{error['error']}: "
         return StageError(f"stage {stage}: {kind}{error['message']}", bool(error["expected"]))
     tail = "\n".join(lines[-12:]) or "(no output)"

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["StageRun", "begin_stage", "record_seconds", "stage_key", "stages_of", "whole", "write_metrics"]
 
-SAMPLES = 8  # sample pictures of a training run are drawn at this many evenly spaced steps
+SAMPLES = 4  # sample pictures of a training run are drawn at this many evenly spaced steps
 
 
 @dataclass(frozen=True)

@@ -90,8 +90,8 @@ def clip_part(run: StageRun) -> Metrics:
 
 def diffusion_part(run: StageRun) -> Metrics:
     """The diffusion backbone: given weights, checked; else a twin trained on captioned pictures."""
-    from perfusion.generation import pretrain_diffusion, save_backbone
-    from perfusion.generation.backbone import load_backbone
+    from perfusion.generation import load_backbone, pretrain_diffusion
+    from perfusion.generation.pretrain import save_backbone
 
     config = run.params.diffusion
     with whole(run.workspace.diffusion) as (out,):
@@ -147,7 +147,8 @@ def dpo(run: StageRun) -> Metrics:
 
     paths, config = run.workspace, run.params.dpo
     with whole(paths.dpo) as (out,):
-        return train_dpo(paths.encode, paths.diffusion, config, out, run.training("dpo", config.optimiser))
+        training = run.training("dpo", config.optimiser)
+        return train_dpo(_tables(run), paths.encode, paths.diffusion, config, out, training)
 
 
 def sft(run: StageRun) -> Metrics:
@@ -156,7 +157,8 @@ def sft(run: StageRun) -> Metrics:
 
     paths, config = run.workspace, run.params.sft
     with whole(paths.sft) as (out,):
-        return train_sft(paths.encode, paths.diffusion, config, out, run.training("sft", config.optimiser))
+        training = run.training("sft", config.optimiser)
+        return train_sft(_tables(run), paths.encode, paths.diffusion, config, out, training)
 
 
 def generator(run: StageRun) -> Metrics:
@@ -165,16 +167,21 @@ def generator(run: StageRun) -> Metrics:
 
     paths, config = run.workspace, run.params.generator
     with whole(paths.generator) as (out,):
-        training = run.training("generator", config.optimiser)
-        return train_generator(paths.encode, paths.diffusion, paths.dpo, config, out, training)
+        training, sampling = run.training("generator", config.optimiser), run.params.diffusion.sampling
+        return train_generator(_tables(run), paths.encode, paths.diffusion, paths.dpo, config, sampling, out, training)
 
 
 def evaluate_generator(run: StageRun) -> Metrics:
     """Draw pictures with every arm for the same users, prompts and seeds, and judge them."""
-    from perfusion.evaluation import evaluate_generator as evaluate
+    from perfusion.evaluation.generator import evaluate_generator as evaluate
 
-    with whole(run.workspace.generator_evaluation) as (out,):
-        return evaluate(run.workspace, run.params, out)
+    paths, params = run.workspace, run.params
+    with whole(paths.generator_evaluation) as (out,):
+        return evaluate(
+            paths.data, paths.split, paths.clip, paths.pickscore, paths.reward, paths.diffusion, paths.sft, paths.dpo,
+            paths.generator, out, image_size=params.data.image_size, twin=params.clip.path is None,
+            config=params.evaluate, gates=params.gates, seed=params.seed,
+        )  # fmt: skip
 
 
 STAGES: dict[str, Callable[[StageRun], Metrics]] = {
@@ -239,9 +246,11 @@ def _explain(workspace: Workspace, stage: str, error: Exception, debug: bool) ->
 
 
 def _tables(run: StageRun) -> dict[str, GroupTable]:
+    """What training may see: held-out pictures are not even decoded, and `encode` numbers pictures as training does."""
     from perfusion.data import load_tables
 
-    return load_tables(run.workspace.data, run.workspace.split, run.params.data.image_size)
+    paths = run.workspace
+    return load_tables(paths.data, paths.split, run.params.data.image_size, splits=("train", "valid"))
 
 
 def _corpus(run: StageRun, pictures: int) -> Corpus:

@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import filelock
+import yaml
 
 from perfusion.checkpoint import atomic_write
 from perfusion.config import Params, load_params
@@ -255,7 +256,7 @@ def prepare_workspace(
     """
     source = Path(params).resolve() if params is not None else REPOSITORY / DEFAULT_PARAMS
     dataset = Path(data).resolve() if data is not None else REPOSITORY / DEFAULT_DATA
-    load_params(source)
+    values = load_params(source).model_dump(mode="json")
     if data is not None and not dataset.is_dir():
         raise DataError(
             f"{dataset}: no such dataset folder (DATA)\n"
@@ -272,7 +273,8 @@ def prepare_workspace(
     for name in CODE_FOLDERS:
         _link(folder / name, REPOSITORY / name)
     _link(folder / "data", dataset)
-    _write_if_changed(workspace.params_file, source.read_bytes())
+    resolved = f"# {source.name} with every default written out\n{yaml.safe_dump(values, sort_keys=False)}"
+    _write_if_changed(workspace.params_file, resolved.encode())
     for name in ("dvc.yaml", ".dvcignore"):
         _write_if_changed(folder / name, (REPOSITORY / name).read_bytes())
     if not (folder / ".dvc").is_dir():
