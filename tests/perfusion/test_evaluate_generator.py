@@ -8,11 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from perfusion.config import GatesConfig
+from perfusion.config import EvaluateConfig, GatesConfig
+from perfusion.data import decode_image
 from perfusion.errors import DataError
-from perfusion.evaluation.arms import PipelineArm
+from perfusion.evaluation.arms import PipelineArm, load_arms
 from perfusion.evaluation.champion import rescore
-from perfusion.evaluation.generator import costs, draw, score_pictures, training_ratings
+from perfusion.evaluation.generator import costs, draw, evaluate_generator, score_pictures, training_ratings
 from perfusion.evaluation.images import to_png
 from perfusion.evaluation.items import ITEM, choose_items, with_slices
 from perfusion.evaluation.picture_metrics import diversity, generator_metrics, rank_agreement
@@ -279,3 +280,84 @@ def test_the_champion_is_redrawn_on_the_challengers_items_and_judged_by_both(wor
     (tmp_path / own["file"].iloc[0]).unlink()
     with pytest.raises(DataError, match="evaluate-generator again"):
         rescore(rows, tmp_path, champion, users, scorers, FakeScorer("champion_rm"), None, batch=20)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A small marketplace, its split, and untrained tiny twins of every model, saved as the stages save them."""
+    from perfusion.config import ClipConfig, DiffusionConfig, RewardConfig
+    from perfusion.data import load_tables, read_dataset, write_table
+    from perfusion.data.splitting import split_records
+    from perfusion.generation import DiffusionBackbone, PatchCodec, PerFusionPipeline, PersonalAdaptiveNetwork
+    from perfusion.generation.backbone import build_scheduler, build_unet
+    from perfusion.generation.pretrain import save_backbone
+    from perfusion.generation.text import build_text_encoder, build_tokenizer
+    from perfusion.reward import PerFusionRM, twin
+    from perfusion.world import write_marketplace
+
+    root = tmp_path_factory.mktemp("stages")
+    write_marketplace(root / "data", users=16, seed=0)
+    dataset = read_dataset(root / "data")
+    write_table(root / "split" / "users.parquet", dataset.users)
+    write_table(root / "split" / "groups.parquet", split_records(dataset.groups, (6, 1, 3), cold_users=0.0))
+    table = load_tables(root / "data", root / "split", 48, splits=("train",))["train"]
+    torch.manual_seed(0)
+    clip = twin(table.prompts, 48, ClipConfig(width=16, layers=1, heads=2, patch=16, projection=8))
+    clip.save(root / "clip")
+    reward = PerFusionRM.from_backbone(clip, table.encoder.cardinalities, RewardConfig(embedding_dim=4), table.encoder)
+    reward.save_pretrained(root / "reward")
+    base = DiffusionConfig()
+    config = base.model_copy(update={
+        "codec": base.codec.model_copy(update={"latent_channels": 4, "width": 8, "layers": 1}),
+        "text": base.text.model_copy(update={"width": 8, "layers": 1, "heads": 2, "length": 8}),
+        "unet": base.unet.model_copy(update={"channels": (8, 16), "heads": 2, "groups": 4}),
+    })  # fmt: skip
+    tokenizer = build_tokenizer(table.prompts, 8)
+    parts = {
+        "vae": PatchCodec(patch=4, latent_channels=4, width=8, layers=1),
+        "text_encoder": build_text_encoder(tokenizer, config.text),
+        "tokenizer": tokenizer,
+        "unet": build_unet(config, 48),
+        "scheduler": build_scheduler(config),
+    }
+    save_backbone(DiffusionBackbone(**parts), config, root / "diffusion")
+    for arm in ("sft", "dpo"):
+        build_unet(config, 48).save_pretrained(root / arm)
+    pan = PersonalAdaptiveNetwork.from_unet(parts["unet"], table.encoder.cardinalities)
+    with torch.no_grad():
+        for parameter in pan.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    sampling = {"num_inference_steps": 3, "guidance_scale": 2.0, "user_scale": 2.0, "eta": 0.5}
+    PerFusionPipeline(**parts, pan=pan, features=table.encoder, **sampling).save_pretrained(root / "generator")
+    return root
+
+
+def test_the_stage_runs_from_folders_and_an_untrained_generator_is_refused(folders, tmp_path):
+    root, out = folders, tmp_path / "out"
+    config = EvaluateConfig(pairs=16, batch_pictures=8, sheet_users=3)
+    metrics = evaluate_generator(
+        root / "data", root / "split", root / "clip", root / "clip", root / "reward", root / "diffusion", root / "sft",
+        root / "dpo", root / "generator", out, image_size=48, twin=True, config=config, gates=GATES, seed=0,
+    )  # fmt: skip
+    rows = pd.read_parquet(out / "pictures.parquet")
+    assert set(rows["arm"]) == {"base", "sft", "dpo", "perfusion", "wrong_user"}
+    assert {"aesthetic[twin]", "clip_score[twin]", "pickscore[twin]", "perfusion_rm", "true_utility"} <= set(rows)
+    assert {decode_image((out / file).read_bytes(), file).size for file in rows["file"]} == {(48, 48)}
+    for sheet in ("contact_sheet.png", "merchants_sheet.png"):
+        assert decode_image((out / sheet).read_bytes(), sheet).width > 500
+    assert json.loads((out / "metrics.json").read_text()) == metrics
+    assert not promotion_gate(rows, None, GATES).passed
+
+
+def test_arms_of_the_stages_differ_and_share_their_noise(folders):
+    users = pd.read_parquet(folders / "split" / "users.parquet").head(2)
+    arms = load_arms(*(folders / name for name in ("diffusion", "sft", "dpo", "generator")))
+    drawn = {name: arm(["dress, v-neck", "coat"], users, [5, 6]) for name, arm in arms.items()}
+    again = load_arms(*(folders / name for name in ("diffusion", "sft", "dpo", "generator")))
+    for name, pixels in drawn.items():
+        assert pixels.shape == (2, 3, 48, 48)
+        alone = again[name](["coat"], users.iloc[1:], [6])
+        assert (alone.int() - pixels[1:].int()).abs().max() <= 1, name
+    assert not torch.equal(drawn["base"], drawn["dpo"])
+    assert not torch.equal(drawn["perfusion"][:1], arms["perfusion"](["dress, v-neck"], users.iloc[1:], [5]))
+    assert torch.equal(drawn["base"][:1], arms["base"](["dress, v-neck"], users.iloc[1:], [5]))
