@@ -26,13 +26,15 @@ __all__ = [
     "read_flag_lists",
     "read_id_lists",
     "read_ids",
+    "read_image_ids",
     "read_prompts",
     "read_times",
 ]
 
 VALUE_CHARS = 200
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e]")
-MAX_SECONDS = 2**63 // 1000 - 1
+UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+FIRST_SECOND, LAST_SECOND = -62_135_596_800, 253_402_300_799
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,13 @@ def as_text(value: Any) -> str:
     more = f"... ({len(text)} characters)" if len(text) > VALUE_CHARS else ""
     shown = text[:VALUE_CHARS].encode("utf-8", "backslashreplace").decode()
     return CONTROL.sub(lambda found: repr(found[0])[1:-1], shown) + more
+
+
+def read_image_ids(column: pa.Array | pa.ChunkedArray) -> Column:
+    """Ids of stored pictures: like `read_ids`, without floating-point numbers, which `perfusion.data` does not read."""
+    if pa.types.is_floating(column.type):
+        raise TypeMismatch("text")
+    return read_ids(column)
 
 
 def read_bytes(column: pa.Array | pa.ChunkedArray) -> Column:
@@ -155,7 +164,8 @@ def read_times(column: pa.Array | pa.ChunkedArray) -> Column:
     """Dates and times in UTC without a zone, in milliseconds."""
     kind = column.type
     if pa.types.is_date(kind):
-        return Column(_milliseconds(column), f"{kind} read as a time in UTC")
+        times = column.cast(pa.timestamp("s"), safe=False)
+        return _stored_times(times, f"{kind} read as a time in UTC")
     if pa.types.is_timestamp(kind):
         return _stored_times(column, f"{kind} read as a time in UTC" if kind.tz is not None else "")
     if pa.types.is_null(kind):
@@ -168,18 +178,17 @@ def read_times(column: pa.Array | pa.ChunkedArray) -> Column:
 
 
 def _stored_times(column: pa.Array | pa.ChunkedArray, says: str) -> Column:
-    """Seconds beyond what milliseconds can count are unreadable; finer units lose their digits below a millisecond."""
-    unreadable = {}
-    if column.type.unit == "s":
-        seconds = column.cast(pa.int64()).to_pylist()
-        unreadable = {r: f"{v} seconds" for r, v in enumerate(seconds) if v is not None and abs(v) > MAX_SECONDS}
-        kept = [None if row in unreadable else value for row, value in enumerate(seconds)]
-        column = pa.chunked_array([pa.array(kept, pa.int64())]).cast(pa.timestamp("s"))
-    return Column(_milliseconds(column), says, unreadable)
+    """Times after the year 9999 or before the year 1 are unreadable; digits below a millisecond are cut."""
+    a_second = UNITS[column.type.unit]
+    counts = column.cast(pa.int64()).to_pylist()
+    far = {r: f"{n} x 1/{a_second} s" for r, n in enumerate(counts) if n is not None and not _near(n // a_second)}
+    kept = [None if n is None or row in far else n * 1000 // a_second for row, n in enumerate(counts)]
+    return Column(pd.Series(pa.array(kept, pa.timestamp("ms")).to_pandas()), says, far)
 
 
-def _milliseconds(column: pa.Array | pa.ChunkedArray) -> pd.Series:
-    return column.cast(pa.timestamp("ms"), safe=False).to_pandas()
+def _near(seconds: int) -> bool:
+    """Whether a count of seconds since 1970 falls into the years that calendars here know."""
+    return FIRST_SECOND <= seconds <= LAST_SECOND
 
 
 def read_id_lists(column: pa.Array | pa.ChunkedArray) -> Column:

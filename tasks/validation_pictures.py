@@ -17,7 +17,7 @@ from PIL import Image
 from perfusion.data import decode_image
 from perfusion.errors import DataError
 from perfusion.loop import Progress
-from tasks.validation_columns import as_text, read_bytes, read_ids
+from tasks.validation_columns import as_text, read_bytes, read_image_ids
 from tasks.validation_reading import Coercion, picture_parts, read_column
 
 __all__ = ["Pictures", "check_pictures", "picture_fault"]
@@ -67,7 +67,7 @@ def check_pictures(root: Path, referenced: set[str], max_pixels: int) -> Picture
         file = f"images/{part.name}"
         start = len(rows)
         for batch in _batches(part, file):
-            ids = read_column(batch.column("image_id"), file, "image_id", read_ids)
+            ids = read_column(batch.column("image_id"), file, "image_id", read_image_ids)
             unreadable |= {len(rows) + row: text for row, text in ids.unreadable.items()}
             images = read_column(batch.column("image"), file, "image", read_bytes)
             coercions |= {(file, "image_id"): ids.says, (file, "image"): images.says}
