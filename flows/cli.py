@@ -18,6 +18,7 @@ from perfusion.errors import PerFusionError
 __all__ = ["app", "main"]
 
 USER_MISTAKE, DEFECT = 2, 1  # exit codes
+QUIET = {"MLFLOW_LOGGING_LEVEL": "WARNING", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 HELP = """Personalised text-to-image retraining: a reward model that knows each merchant's taste, a generator that draws
 for it, gates that judge both, a registry that serves what passed.
 
@@ -25,7 +26,7 @@ for it, gates that judge both, a registry that serves what passed.
 
   perfusion retrain     the sample marketplace, from data to champion
   perfusion report      what came of it, and the page with the pictures
-  perfusion generate --user m0007 --prompt "dress, v-neck" --out pictures
+  perfusion generate --user m00007 --prompt "dress, v-neck" --out pictures
   perfusion doctor      when something is not as it should be
 
 Commands find the workspace (the folder with params.yaml and dvc.yaml) from the current folder upwards; --workspace
@@ -57,7 +58,8 @@ def main(arguments: list[str] | None = None) -> None:
     debug = "--debug" in given
     words = [word for word in given if word != "--debug"]
     quieten(Path(__file__).resolve().parents[1])
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     try:
         app(words or ["--help"], prog_name="perfusion")
     except PerFusionError as error:

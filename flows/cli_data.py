@@ -54,9 +54,12 @@ def validate(
       perfusion data validate data
       perfusion data validate ../shop/marketplace --params params/photos.yaml --out /tmp/checked
     """
+    from rich.console import Console
+
     from perfusion.config import Params, load_params
     from perfusion.governance.data_gate import data_gate
     from tasks.validation import validate as judge
+    from tasks.validation_report import render_report
 
     config = (Params() if params is None else load_params(params)).data
     with tempfile.TemporaryDirectory(prefix="perfusion-validate-") as scratch:
@@ -66,13 +69,8 @@ def validate(
     if as_json:
         print_json({"report": report, "decision": decision.to_dict()})
     else:
-        broken = [rule for rule in report["rules"] if rule["failed"]]
-        columns = ("table", "rule", "column", "failed", "of", "examples", "remedy")
-        keys = ("table", "rule", "column", "failed", "checked", "examples", "remedy")
-        rows = [[_line(rule.get(key)) for key in keys] for rule in broken]
-        print_table(f"{folder}: {len(broken)} of {len(report['rules'])} rules broken", columns, rows)
-        counts = f"{report['groups_in']} group records: {report['valid']} valid, {report['quarantined']} quarantined"
-        typer.echo(f"{counts}\ndata gate: {decision.verdict}")
+        Console().print(render_report(report))
+        typer.echo(f"data gate: {decision.verdict}")
         for reason in decision.reasons:
             typer.echo(f"  {reason}")
     if not decision.passed:

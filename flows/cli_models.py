@@ -40,7 +40,7 @@ def score(
 
     Examples:
 
-      perfusion score --user m0007 --prompt "dress, v-neck" candidates/*.png
+      perfusion score --user m00007 --prompt "dress, v-neck" candidates/*.png
       perfusion score --prompt "coat, long sleeves" -f style=bold a.png b.png --json
     """
     import numpy as np
@@ -86,8 +86,8 @@ def generate(
 
     Examples:
 
-      perfusion generate --user m0007 --prompt "dress, v-neck, slim-fit" -n 5 --out pictures
-      perfusion generate --user m0007 --prompt "coat" --seed 3 --user-scale 4 --out bold
+      perfusion generate --user m00007 --prompt "dress, v-neck, slim-fit" -n 5 --out pictures
+      perfusion generate --user m00007 --prompt "coat" --seed 3 --user-scale 4 --out bold
       perfusion generate --prompt "top, short sleeves" -f style=bold -f season=summer --out for-a-new-merchant
     """
     import io
@@ -127,12 +127,16 @@ def generate(
 
 
 def _read(path: Path) -> bytes:
+    """A file's bytes, which are a picture's."""
+    from perfusion.data import decode_image
     from perfusion.errors import DataError
 
     try:
-        return path.read_bytes()
+        data = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}; name picture files that exist") from None
+    decode_image(data, str(path))
+    return data
 
 
 def _who(user: str | None, features: list[str] | None, served: Served) -> dict[str, object]:

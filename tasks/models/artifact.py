@@ -112,8 +112,10 @@ def _log(
     client.finalize_logged_model(logged.model_id, "READY")
     client.log_outputs(run_id, models=[LoggedModelOutput(logged.model_id, step=0)])
     _ensure_registered(client, name)
-    source = f"models:/{logged.model_id}"
-    made = client.create_model_version(name, source, run_id=run_id, tags=tags, model_id=logged.model_id)
+    # By its place, not as models:/ID: that MLflow looks up in the process's default store, whichever this client's is.
+    made = client.create_model_version(
+        name, logged.artifact_location, run_id=run_id, tags=tags, model_id=logged.model_id
+    )
     registry.register(name, int(made.version))
     return int(made.version)
 

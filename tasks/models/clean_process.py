@@ -19,7 +19,12 @@ from tasks.process import cpu_environment
 
 __all__ = ["load_in_clean_process"]
 
-QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "HF_HUB_OFFLINE": "1"}
+QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
 _SCRIPT = """
 import json, logging, sys
 logging.disable(logging.WARNING)

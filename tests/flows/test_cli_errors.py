@@ -1,0 +1,116 @@
+"""The command line as a person meets it: help that teaches, errors on one screen, a workspace found or missed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows.cli import app, main
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+COMMANDS = [
+    "retrain", "stage", "schedule", "report", "compare", "score", "generate", "promote", "rollback", "history",
+    "doctor", "ui", "data sample", "data validate", "data describe",
+]  # fmt: skip
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command."""
+    with pytest.raises(SystemExit) as stopped:
+        main(list(arguments))
+    said = capsys.readouterr()
+    return int(stopped.value.code or 0), said.out, said.err
+
+
+def test_help_lists_every_command_and_imports_nothing_heavy() -> None:
+    script = "import sys; from flows.cli import app; app(['--help'], standalone_mode=False); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    heavy = {"torch", "mlflow", "prefect", "pandas", "numpy", "transformers", "diffusers", "pydantic"}
+    assert not heavy & set(done.stdout.split())
+    assert all(command.split()[0] in done.stdout for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_help_teaches_by_example(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    code, out, _ = run(capsys, *command.split(), "--help")
+    assert code == 0
+    assert "Examples:" in out
+    assert f"perfusion {command}" in out
+
+
+def test_without_a_workspace_the_error_says_how_to_name_one(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, "history")
+    assert (code, out) == (2, "")
+    assert str(tmp_path) in err
+    assert "--workspace" in err
+    assert "Traceback" not in err
+
+
+def test_a_workspace_is_found_from_below(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = tmp_path / "work" / "report"
+    deep.mkdir(parents=True)
+    (tmp_path / "mlruns").mkdir()
+    for name in ("params.yaml", "dvc.yaml"):
+        (tmp_path / name).write_bytes((REPOSITORY / name).read_bytes())
+    monkeypatch.chdir(deep)
+    code, _, err = run(capsys, "history")
+    assert code == 2
+    assert f"{tmp_path / 'mlruns'}: no model was ever registered here" in err
+
+
+def test_a_defect_gives_a_short_message_and_debug_the_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr("flows.cli_registry.find_workspace", broken)
+    code, _, err = run(capsys, "history")
+    assert code == 1
+    assert "unexpected ZeroDivisionError: division by zero" in err
+    assert "Traceback" not in err
+    code, _, err = run(capsys, "history", "--debug")
+    assert code == 1
+    assert "Traceback" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("stage", "rewrad", "--workspace", str(REPOSITORY)), "did you mean 'reward'?"),
+        (("generate", "--prompt", "dress", "-n", "0", "--out", "pictures"), "between 1 and 64"),
+        (("data", "describe", "/nowhere/at/all"), "/nowhere/at/all"),
+        (("data", "validate", "/nowhere/at/all"), "/nowhere/at/all"),
+        (("data", "sample", "--users", "0", "--out", "/nowhere/at/all"), "users = 0"),
+        (("retrain", "--params", "/nowhere/params.yaml"), "/nowhere/params.yaml: no such parameter file"),
+    ],
+)
+def test_a_mistake_is_told_in_words_with_exit_code_2(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
+) -> None:
+    code, _, err = run(capsys, *arguments)
+    assert code == 2
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_doctor_speaks_json_and_knows_the_twins(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = run(capsys, "doctor", "--workspace", str(REPOSITORY), "--json")
+    findings = {finding["name"]: finding for finding in json.loads(out)["findings"]}
+    assert findings["python"]["state"] == "ok"
+    assert findings["torchvision"]["state"] in ("ok", "note")
+    assert "clip.path" in findings["twins"]["detail"]
+
+
+def test_every_command_is_registered_once() -> None:
+    names = [command.name for command in app.registered_commands]
+    assert len(names) == len(set(names)) == 12
