@@ -1,6 +1,7 @@
 """The reward evaluation on a small planted marketplace: an oracle closes the gap, a blind scorer closes none of it."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -183,3 +184,21 @@ def test_untrained_models_from_folders_gain_nothing(market, tmp_path):
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == metrics
     assert len(pd.read_csv(tmp_path / "out" / "calibration.csv")) == 10
     assert not pd.read_parquet(tmp_path / "out" / "slices.parquet").empty
+
+
+def test_a_dataset_without_cold_start_users_is_measured_and_stays_inconclusive(market):
+    _, _, truth, tables = market
+    test = tables["test"]
+    rows = {"image_index": test.image_index[:0], "valid": test.valid[:0], "picked": test.picked[:0]}
+    empty = replace(test, **rows, user_index=test.user_index[:0], prompts=[], record_ids=[])
+    few = {"test": test, "cold": empty, "few": empty}
+    blind = Oracle(truth, test, knows_users=False)
+    scores = {
+        split: score_groups(few[split], RewardScorers(Oracle(truth, test), blind, blind), split, 0) for split in few
+    }
+    groups = group_rows(few, scores, {})
+    metrics = reward_metrics(few, scores, groups, {}, OPTIONS)
+    assert metrics["cold_gain_over_user_blind"] is None
+    assert metrics["cold"]["perfusion_rm"]["map"] is None
+    assert metrics["gap_closed"] is None
+    assert reward_gate(groups, GATES).verdict == "inconclusive"
