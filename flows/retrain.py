@@ -101,6 +101,7 @@ class _Run:
         self.content_hash = ""
         self.cached: dict[str, bool] = {}
         self.decisions: dict[str, Decision] = {}
+        self.reached: set[str] = set()
         self.registered: publishing.Registered | None = None
 
     @property
@@ -139,6 +140,7 @@ def _recorded(workspace: Workspace, began: float) -> Outcome:
             ended = _Ended("promoted", f"promoted: {_named(run.versions)}")
         except _Ended as end:
             ended = end
+            publishing.forget_unreached(workspace, run.reached)
         outcome = Outcome(
             ended.status, ended.reasons, record.run_id, run.versions, round(time.monotonic() - began, 1),
             bool(run.cached) and all(run.cached.values()),
@@ -185,7 +187,9 @@ def _gate(run: _Run, gate: str, question: gates.Question) -> None:
     _must(judge.with_options(name=f"{gate} gate")(run, gate, question, return_state=True))
     decision = run.decisions[gate]
     if not decision.passed:
-        raise _Ended("refused", f"the {gate} gate says {decision.verdict}", *decision.reasons)
+        if run.registered is not None:
+            publishing.remember(run.workspace, run.registered, list(run.decisions.values()))
+        raise _Ended("refused", f"not promoted: the {gate} gate says {decision.verdict}", *decision.reasons)
 
 
 def _explained(function: Callable[..., State[Any]]) -> Callable[..., State[Any]]:
@@ -214,6 +218,7 @@ def provide_data(run: _Run) -> State[Any]:
 def bring_up_to_date(run: _Run, stage: str) -> State[Any]:
     """One stage of dvc.yaml, with its log followed live; unchanged ends as "Cached"."""
     logger = get_run_logger()
+    run.reached.add(stage)
     with run.record.following(stage, _progress(stage)):
         result = run_stage(run.workspace, stage, logger.info, threads=run.params.threads)
     run.cached[stage] = result.cached
@@ -247,7 +252,8 @@ def judge(run: _Run, gate: str, question: gates.Question) -> State[Any]:
     if gate == "data" and decision.passed:
         publishing.accept(run.workspace)
     name = {"pass": "Passed", "fail": "Closed", "inconclusive": "Inconclusive"}[decision.verdict]
-    return Completed(name=name, message="\n".join(decision.reasons))
+    against = [reason for reason in decision.reasons if not reason.startswith("pass")]
+    return Completed(name=name, message="\n".join(against) or f"all {len(decision.reasons)} checks pass")
 
 
 @task(cache_policy=NO_CACHE)
@@ -265,7 +271,9 @@ def register(run: _Run) -> State[Any]:
 def promote(run: _Run) -> State[Any]:
     """Make the challengers champions, if the champions are still those that the gates compared with."""
     assert run.registered is not None
-    publishing.promote(run.workspace, run.registered, list(run.decisions.values()))
+    decisions = list(run.decisions.values())
+    publishing.remember(run.workspace, run.registered, decisions)
+    publishing.promote(run.workspace, run.registered, decisions)
     return Completed(message=f"champion: {_named(run.versions)}")
 
 

@@ -19,6 +19,8 @@ from tasks.workspace import Workspace
 if TYPE_CHECKING:
     import pandas as pd
 
+    from perfusion.evaluation.champion import ChampionEvidence
+
 __all__ = ["Question", "data", "load", "promotion", "reward"]
 
 Question = Callable[[Workspace, Params, Registered | None], Decision]
@@ -62,11 +64,38 @@ def load(workspace: Workspace, params: Params, registered: Registered | None) ->
 
 
 def promotion(workspace: Workspace, params: Params, registered: Registered | None) -> Decision:
-    """Is the challenger better than the champion now?"""
+    """Is the challenger better than the champion now? Without a champion the floors alone are asked."""
     import pandas as pd
 
-    pictures = pd.read_parquet(workspace.generator_evaluation / "pictures.parquet")
-    return promotion_gate(pictures, None, params.gates, seed=params.seed)
+    assert registered is not None
+    costs = json.loads(workspace.metrics("evaluate-generator").read_text())["costs"]
+    if None in registered.champions.values():
+        pictures = pd.read_parquet(workspace.generator_evaluation / "pictures.parquet")
+        return promotion_gate(pictures, None, params.gates, costs=costs, seed=params.seed)
+    evidence = _against_champion(workspace, params, registered)
+    return promotion_gate(
+        evidence.challenger, evidence.champion, params.gates, challenger_reward=evidence.challenger_reward,
+        champion_reward=evidence.champion_reward, costs=costs, seed=params.seed,
+    )  # fmt: skip
+
+
+def _against_champion(workspace: Workspace, params: Params, registered: Registered) -> ChampionEvidence:
+    """Today's champion, drawn and judged on the challenger's items; its artifacts are read from the registry."""
+    from perfusion.evaluation.champion import champion_evidence
+    from tasks.registry.artifacts import local_folder
+    from tasks.tracking import open_store
+
+    client = open_store(workspace)
+    champion = {
+        role: local_folder(client, f"{params.name}-{role}", registered.champions[f"{params.name}-{role}"])
+        / "artifacts" / role
+        for role in ("reward", "generator")
+    }  # fmt: skip
+    return champion_evidence(
+        workspace.data, workspace.split, workspace.clip, workspace.pickscore, workspace.reward,
+        workspace.reward_evaluation, workspace.generator_evaluation, champion["reward"], champion["generator"],
+        image_size=params.data.image_size, twin=params.clip.path is None, config=params.evaluate, seed=params.seed,
+    )  # fmt: skip
 
 
 def _probes(workspace: Workspace) -> dict[str, pd.DataFrame]:

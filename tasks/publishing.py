@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +14,12 @@ from perfusion.governance import Decision
 from tasks.models.artifact import log_generator, log_reward
 from tasks.registry import Evidence, Registry, open_registry
 from tasks.reporting import write_report
+from tasks.stage_run import stages_of
 from tasks.tracking import FlowRecord
 from tasks.validation import accept as accept_profile
 from tasks.workspace import Workspace
 
-__all__ = ["Registered", "accept", "promote", "register", "remember", "report"]
+__all__ = ["Registered", "accept", "forget_unreached", "promote", "register", "remember", "report"]
 
 CONTENT = "content_md5"  # tag of a version: DVC's hash of the folder it was made from
 
@@ -40,6 +42,18 @@ class Registered:
 def accept(workspace: Workspace) -> None:
     """Remember the data that passed the data gate as the baseline of the next run's drift."""
     accept_profile(workspace.valid, workspace.accepted)
+
+
+def forget_unreached(workspace: Workspace, reached: Collection[str]) -> None:
+    """Remove what an earlier run left of stages that this run did not come to.
+
+    Nobody shall take it for this run's. DVC gives it back from its cache when a later run comes to it unchanged.
+    """
+    for stage, entry in stages_of(workspace.dvc_yaml).items():
+        if stage not in reached:
+            for path in [*entry["outs"], *entry["metrics"]]:
+                _remove(workspace.root / path)
+            workspace.log(stage).unlink(missing_ok=True)
 
 
 def register(workspace: Workspace, params: Params, record: FlowRecord) -> Registered:
@@ -101,3 +115,10 @@ def _version_of(registry: Registry, name: str, content: str) -> int | None:
 
 def _tag(registry: Registry, name: str, version: int, content: str) -> None:
     registry.client.set_model_version_tag(name, str(version), CONTENT, content)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -262,7 +262,7 @@ def _corpus(run: StageRun, pictures: int) -> Corpus:
         return corpus(pictures, run.params.seed, size)
     from perfusion.data import dataset_corpus, read_dataset
 
-    return dataset_corpus(read_dataset(run.workspace.data), size)
+    return dataset_corpus(read_dataset(run.workspace.data, run.workspace.valid), size)
 
 
 if __name__ == "__main__":
