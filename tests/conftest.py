@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from perfusion import torchvision_guard
 
 torchvision_guard.install()
+torch.set_num_threads(1)  # on a busy machine two threads of a tiny model wait for each other longer than they work
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -8,10 +8,12 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 from torch.nn import functional
@@ -51,8 +53,8 @@ class PicturePreparation:
     """
 
     size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """(R, 3, H, W) uint8 -> (R, 3, size, size) float32, on the same device."""
@@ -77,28 +79,22 @@ class Backbone:
     @property
     def prepare(self) -> PicturePreparation:
         """The picture preparation of `processor`, for square pictures."""
-        return PicturePreparation(
-            self.clip.config.vision_config.image_size,
-            tuple(self.processor.image_mean),
-            tuple(self.processor.image_std),
-        )
+        vision: Any = self.clip.config.vision_config
+        return PicturePreparation(vision.image_size, tuple(self.processor.image_mean), tuple(self.processor.image_std))
 
     def tokens(self, prompts: Sequence[str]) -> BatchEncoding:
         """Tokens on the model's device, padded to the longest prompt and cut at the tower's length."""
-        return tokenize(self.tokenizer, prompts, self.clip.config.text_config.max_position_embeddings).to(
-            self.clip.device
+        text: Any = self.clip.config.text_config
+        tokens = self.tokenizer(
+            list(prompts), padding=True, truncation=True, max_length=text.max_position_embeddings, return_tensors="pt"
         )
+        return tokens.to(self.clip.device)
 
     def save(self, folder: Path) -> None:
         """Write config.json, model.safetensors, tokenizer.json and preprocessor_config.json: what `load_clip` reads."""
         self.clip.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         self.processor.save_pretrained(folder)
-
-
-def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], length: int) -> BatchEncoding:
-    """input_ids and attention_mask (B, T) of the prompts, T <= length."""
-    return tokenizer(list(prompts), padding=True, truncation=True, max_length=length, return_tensors="pt")
 
 
 def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
@@ -175,7 +171,7 @@ def load_clip(path: str | Path, sha256: str | None = None, processor: str | Path
         clip = CLIPModel.from_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(helpers)
         images = AutoImageProcessor.from_pretrained(helpers)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise WeightsError(
             f"{path}: cannot be loaded as a CLIP model with tokenizer and image processor: {error}\n"
             "Point clip.path at a folder written by save_pretrained, and clip.processor at the one with "

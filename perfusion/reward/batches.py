@@ -92,8 +92,8 @@ def gather(
 @torch.no_grad()
 def embed_pictures(backbone: Backbone, pixels: Tensor, batch: int = 256) -> Tensor:
     """User-blind embeddings of all pictures (M, 3, S, S) uint8: (M, P), not normalised."""
-    parts = [backbone.prepare(part.to(backbone.clip.device)) for part in pixels.split(batch)]
-    return torch.cat([backbone.clip.get_image_features(part).pooler_output for part in parts])
+    prepared = (backbone.prepare(part.to(backbone.clip.device)) for part in pixels.split(batch))
+    return torch.cat([backbone.clip.get_image_features(part).pooler_output for part in prepared])
 
 
 def spread(scores: Tensor, valid: Tensor) -> Tensor:

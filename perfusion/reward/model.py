@@ -6,12 +6,14 @@ L layers and D width of a tower, P width of the joint embedding.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPConfig, CLIPModel, PreTrainedConfig, PreTrainedModel
 
@@ -51,7 +53,7 @@ class PerFusionRMConfig(PreTrainedConfig):
     model_type = "perfusion_rm"
     sub_configs: ClassVar[dict[str, type]] = {"backbone_config": CLIPConfig}
 
-    backbone_config: dict[str, Any] | PreTrainedConfig | None = None
+    backbone_config: Any = None
     cardinalities: list[int] | tuple[int, ...] = (1,)
     variant: str = "full"
     scale: str = "frozen"
@@ -83,7 +85,7 @@ class PerFusionRM(PreTrainedModel):
     main_input_name = "pixel_values"
     _supports_sdpa = True
     _supports_flash_attn = True
-    _no_split_modules: ClassVar[list[str]] = ["PersonalEncoderLayer"]
+    _no_split_modules = ["PersonalEncoderLayer"]  # noqa: RUF012
 
     def __init__(self, config: PerFusionRMConfig) -> None:
         super().__init__(config)
@@ -242,7 +244,7 @@ class PerFusionRM(PreTrainedModel):
             parts.append(scores.view(part.shape[:2]).float().cpu())
         return torch.cat(parts)
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:  # type: ignore[override]
         """Write all that `from_pretrained` needs: weights, config, tokenizer, image processor, features.json, card."""
         super().save_pretrained(save_directory, **kwargs)
         folder = Path(save_directory)
@@ -254,7 +256,9 @@ class PerFusionRM(PreTrainedModel):
         write_card(self, folder)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Self:
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any
+    ) -> Self:
         """Load a model written by `save_pretrained`, in evaluation mode.
 
         Raises:
@@ -263,11 +267,17 @@ class PerFusionRM(PreTrainedModel):
         folder = Path(pretrained_model_name_or_path)
         if not (folder / "config.json").is_file():
             raise WeightsError(f"{folder}: no PerFusionRM here (config.json is absent); run the reward stage first")
+        kind = json.loads((folder / "config.json").read_text()).get("model_type")
+        if kind != cls.config_class.model_type:
+            raise WeightsError(
+                f"{folder}: model_type {kind!r}, need 'perfusion_rm'; point to a folder of the reward stage"
+            )
         try:
             model = super().from_pretrained(folder, *args, **kwargs)
+            model.backbone.requires_grad_(False)  # loading makes new parameters, which would train
             model.tokenizer = AutoTokenizer.from_pretrained(folder, config=model.config.backbone_config)
             model.processor = AutoImageProcessor.from_pretrained(folder)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise WeightsError(f"{folder}: not a complete PerFusionRM: {error}; run the reward stage again") from error
         if (folder / _FEATURES).is_file():
             model.encoder = FeatureEncoder.load(folder / _FEATURES)

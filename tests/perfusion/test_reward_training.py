@@ -1,0 +1,223 @@
+"""Training of the two reward models on a market so small that the answer is known."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from perfusion.config import ClipConfig, OptimiserConfig, PickScoreConfig, RewardConfig
+from perfusion.data import Corpus, FeatureEncoder, GroupTable
+from perfusion.errors import DataError
+from perfusion.loop import TrainingRun
+from perfusion.reward import PerFusionRM, pretrain_clip, train_pickscore, train_reward, twin
+from perfusion.reward.batches import BestWeights, batch_rows, embed_pictures, gather, measure, spread
+from perfusion.reward.losses import group_auc, group_loss
+from perfusion.reward.train import mask_identities
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 60, 230), "grey": (128, 128, 128)}
+CLIP = ClipConfig(
+    optimiser=OptimiserConfig(steps=60, lr=3e-3, warmup=5), width=32, layers=1, heads=2, patch=8, projection=8,
+    batch_images=32, batch_captions=16,
+)  # fmt: skip
+REWARD = RewardConfig(
+    optimiser=OptimiserConfig(steps=60, lr=1e-2, warmup=5), batch_groups=16, embedding_dim=4, adaptive_hidden=16,
+    evaluate_every=20, unknown_dropout=0.2, vision_lr_factor=0.5,
+)  # fmt: skip
+
+
+def patches(colours: torch.Tensor) -> torch.Tensor:
+    """Pictures (n, 3, 16, 16) of one colour each."""
+    values = torch.tensor(list(COLOURS.values()), dtype=torch.uint8)[colours]
+    return values[:, :, None, None].expand(-1, -1, 16, 16).contiguous()
+
+
+@pytest.fixture(scope="module")
+def clip_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    colours = torch.randint(4, (400,), generator=torch.Generator().manual_seed(0))
+    corpus = Corpus(patches(colours), {"colour": list(COLOURS)}, colours[:, None])
+    out = tmp_path_factory.mktemp("clip")
+    metrics = pretrain_clip(corpus, CLIP, out, TrainingRun("clip", 0))
+    assert metrics["zero_shot"] > 0.95
+    return out
+
+
+@pytest.fixture(scope="module")
+def tables() -> dict[str, GroupTable]:
+    """Merchants of style x pick red, of style y blue, whatever the prompt; groups of 2 to 4, padded."""
+    generator = torch.Generator().manual_seed(1)
+    users = pd.DataFrame({"user_id": [f"m{i}" for i in range(12)], "style": ["x", "y"] * 6})
+    encoder = FeatureEncoder.fit(users)
+    pixels = patches(torch.arange(4))
+
+    def table(count: int) -> GroupTable:
+        owner = torch.randint(12, (count,), generator=generator)
+        index = torch.stack([torch.randperm(4, generator=generator) for _ in range(count)])
+        favourite = torch.where(owner % 2 == 0, 0, 2)
+        size = torch.randint(2, 5, (count,), generator=generator)
+        size = size.maximum((index == favourite[:, None]).int().argmax(1) + 1)
+        valid = torch.arange(4)[None] < size[:, None]
+        picked = (index == favourite[:, None]) & valid
+        return GroupTable(
+            pixels, index, valid, picked, owner, encoder.transform(users), ["grey"] * count,
+            [f"r{i}" for i in range(count)], users["user_id"].tolist(), encoder, [f"i{i}" for i in range(4)],
+        )  # fmt: skip
+
+    return {"train": table(160), "valid": table(40)}
+
+
+def held_out_gauc(folder: Path, table: GroupTable, blind: bool = False) -> float:
+    model = PerFusionRM.from_pretrained(folder)
+    rows = torch.arange(len(table))
+    scores = model.score(table.prompts, table.candidates(rows), None if blind else table.features(rows))
+    return group_auc(scores, table.picked, table.valid).nanmean().item()
+
+
+def test_the_plug_in_learns_whose_favourite_is_what(clip_dir: Path, tables: dict[str, GroupTable], tmp_path: Path):
+    curve = {}
+    run = TrainingRun("reward", 0, on_metrics=lambda step, metrics: curve.setdefault(step, {}).update(metrics))
+    metrics = train_reward(tables, clip_dir, REWARD, tmp_path, run)
+    assert held_out_gauc(tmp_path, tables["valid"]) > 0.95
+    assert held_out_gauc(tmp_path, tables["valid"], blind=True) < 0.8
+    assert metrics["valid_gauc"] == pytest.approx(held_out_gauc(tmp_path, tables["valid"]), abs=1e-6)
+    assert {0, 20, 40, 60} <= set(curve)
+    assert curve[60]["valid_loss"] < curve[0]["valid_loss"]
+    assert {"loss", "excess", "gauc", "valid_gauc"} <= set(curve[60])
+    assert (tmp_path / "training.json").exists()
+
+
+def test_shuffled_users_gain_nothing(clip_dir: Path, tables: dict[str, GroupTable], tmp_path: Path):
+    shuffled = REWARD.model_copy(update={"shuffle_users": True})
+    train_reward(tables, clip_dir, shuffled, tmp_path, TrainingRun("reward", 0))
+    assert held_out_gauc(tmp_path, tables["valid"]) < 0.85
+
+
+def test_the_baseline_learns_what_everybody_likes_and_keeps_its_best_step(
+    clip_dir: Path, tables: dict[str, GroupTable], tmp_path: Path
+):
+    config = PickScoreConfig(optimiser=OptimiserConfig(steps=30, lr=1e-3, warmup=3), batch_groups=16, evaluate_every=10)
+    curve = {}
+    run = TrainingRun("pickscore", 0, on_metrics=lambda step, metrics: curve.setdefault(step, {}).update(metrics))
+    metrics = train_pickscore(tables, clip_dir, config, tmp_path, run)
+    losses = {step: values["valid_loss"] for step, values in curve.items() if "valid_loss" in values}
+    assert metrics["kept_step"] == min(losses, key=losses.get)
+    assert metrics["valid_loss"] == pytest.approx(min(losses.values()), abs=1e-6)
+    assert metrics["valid_gauc"] > 0.6
+    contrary = {**tables, "train": replace(tables["train"], picked=tables["train"].valid & ~tables["train"].picked)}
+    metrics = train_pickscore(contrary, tmp_path, config, tmp_path / "wild", TrainingRun("pickscore", 0))
+    assert metrics["kept_step"] == 0  # tuning that only harms leaves the weights as they were
+    before, after = load_file(tmp_path / "model.safetensors"), load_file(tmp_path / "wild" / "model.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("stage", ["reward", "pickscore", "clip"])
+def test_interrupted_and_resumed_training_gives_the_same_bytes(
+    stage: str, clip_dir: Path, tables: dict[str, GroupTable], tmp_path: Path
+):
+    """Stop in the middle of step 8 of 12, start again: weights as if nothing had happened."""
+    optimiser = OptimiserConfig(steps=12, lr=1e-2, warmup=2, checkpoint_seconds=1e-9, log_every=1)
+
+    def go(out: Path, run: TrainingRun) -> None:
+        if stage == "reward":
+            config = REWARD.model_copy(update={"optimiser": optimiser, "evaluate_every": 3})
+            train_reward(tables, clip_dir, config, out, run)
+        elif stage == "pickscore":
+            train_pickscore(tables, clip_dir, PickScoreConfig(optimiser=optimiser, evaluate_every=3), out, run)
+        else:
+            colours = torch.arange(40) % 4
+            corpus = Corpus(patches(colours), {"colour": list(COLOURS)}, colours[:, None])
+            pretrain_clip(corpus, CLIP.model_copy(update={"optimiser": optimiser}), out, run)
+
+    class Killed(Exception):
+        pass
+
+    def kill(step: int, metrics: dict[str, float]) -> None:
+        if step == 8 and "lr" in metrics:
+            raise Killed
+
+    go(tmp_path / "whole", TrainingRun(stage, 0))
+    state = tmp_path / "state"
+    with pytest.raises(Killed):
+        go(tmp_path / "resumed", TrainingRun(stage, 0, state, "key", on_metrics=kill))
+    assert not (tmp_path / "resumed" / "model.safetensors").exists()
+    go(tmp_path / "resumed", TrainingRun(stage, 0, state, "key"))
+    whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "resumed"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_cached_picture_embeddings_equal_the_plain_path(clip_dir: Path, tables: dict[str, GroupTable], tmp_path: Path):
+    """Text-only training reads frozen embeddings; scores and gradients are those of the tower."""
+    config = REWARD.model_copy(update={"variant": "text_only", "optimiser": OptimiserConfig(steps=2, lr=1e-2)})
+    train_reward(tables, clip_dir, config, tmp_path, TrainingRun("reward", 0))
+    model = PerFusionRM.from_pretrained(tmp_path)
+    table, rows = tables["train"], torch.arange(8)
+    prompts, users = [table.prompts[row] for row in rows.tolist()], table.features(rows)
+    results = []
+    for images in (None, embed_pictures(model.blind, table.pixels)):
+        batch = gather(table, rows, prompts, users, model.blind, images)
+        loss = group_loss(spread(model.score_candidates(batch), batch.valid), batch.picked, batch.valid).sum()
+        model.zero_grad()
+        loss.backward()
+        results.append((loss.detach(), {name: p.grad.clone() for name, p in model.plugins.named_parameters()}))
+    (plain, gradients), (cached, cached_gradients) = results
+    torch.testing.assert_close(cached, plain)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(cached_gradients[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_ragged_groups_are_gathered_without_their_padding(tables: dict[str, GroupTable]):
+    backbone = twin(COLOURS, 16, CLIP)
+    rows = torch.arange(len(tables["train"]))
+    batch = gather(tables["train"], rows, tables["train"].prompts, tables["train"].features(rows), backbone)
+    assert len(batch.image) == len(batch.group) == int(tables["train"].valid.sum())
+    assert batch.group.bincount().tolist() == tables["train"].valid.sum(1).tolist()
+
+
+def test_epochs_visit_every_group_once_and_batches_depend_on_the_step_alone():
+    seen = torch.cat([batch_rows(10, 4, step, 0, "reward") for step in range(5)])
+    assert sorted(seen[:10].tolist()) == list(range(10))
+    assert sorted(seen[10:].tolist()) == list(range(10))
+    assert seen[:10].tolist() != seen[10:].tolist()
+    assert torch.equal(batch_rows(10, 4, 3, 0, "reward"), seen[12:16])
+    assert not torch.equal(batch_rows(10, 4, 3, 1, "reward"), seen[12:16])
+    with pytest.raises(DataError, match="no training groups"):
+        batch_rows(0, 4, 0, 0, "reward")
+
+
+def test_masking_hides_the_identity_and_nothing_else():
+    users = torch.full((2000, 3), 5)
+    masked = mask_identities(users, 0.25, torch.Generator().manual_seed(0))
+    assert (masked[:, :2] == 5).all()
+    assert (masked[:, 2] == 0).float().mean().item() == pytest.approx(0.25, abs=0.04)
+    assert (users == 5).all()
+
+
+def test_measure_spreads_over_the_table_and_skips_groups_nobody_picked_from(tables: dict[str, GroupTable]):
+    table = tables["valid"]
+    silent = replace(table, picked=table.picked & (torch.arange(len(table)) % 2 == 1)[:, None])
+    backbone = twin(COLOURS, 16, CLIP)
+    sizes = []
+
+    def perfect(batch) -> torch.Tensor:
+        sizes.append(len(batch.picked))
+        return batch.picked[batch.valid].float()
+
+    found = measure(perfect, group_loss, silent, backbone, most=10)
+    assert sizes == [10]
+    assert found.gauc == 1.0
+    with pytest.raises(DataError, match="no valid group"):
+        measure(perfect, group_loss, replace(table, picked=table.picked & False), backbone, most=10)
+
+
+def test_best_weights_come_back_after_a_worse_step():
+    layer = torch.nn.Linear(2, 1)
+    best = BestWeights(layer)
+    best.offer(1.0, 10)
+    good = layer.weight.detach().clone()
+    torch.nn.init.zeros_(layer.weight)
+    best.offer(2.0, 20)
+    best.restore()
+    assert torch.equal(layer.weight, good)
+    assert int(best.step) == 10
