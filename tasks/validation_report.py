@@ -59,12 +59,16 @@ def _no_comparison(report: Mapping[str, Any]) -> str:
 
 
 def _rules(failed: list[Mapping[str, Any]]) -> Table:
-    table = Table("table", "rule", "failed", "of", "example", "remedy", title="Rules that failed", title_justify="left")
-    for row in failed:
+    """Two lines a rule, most failures first: an example, and what to do."""
+    table = Table(title="Rules that failed", title_justify="left")
+    table.add_column("rule", no_wrap=True, min_width=max(len(row["rule"]) for row in failed))
+    table.add_column("failed", no_wrap=True, min_width=max(len(f"of {row['checked']}") for row in failed))
+    table.add_column("first example, and the remedy", no_wrap=True, overflow="ellipsis")
+    for row in sorted(failed, key=lambda row: -row["failed"]):
         example = row["examples"][0]
         shown = f"{example['record_id']} ({example['file']}, row {example['row']}): {example['value']}"
-        counts = str(row["failed"]), str(row["checked"])
-        table.add_row(row["table"], Text(f"{row['rule']}: {row['says']}"), *counts, Text(shown), Text(row["remedy"]))
+        told = Text(f"{shown}\n{row['remedy']}")
+        table.add_row(Text(f"{row['rule']}\n  of {row['table']}"), f"{row['failed']}\nof {row['checked']}", told)
     return table
 
 
@@ -80,13 +84,16 @@ def _changes(report: Mapping[str, Any]) -> Iterator[Text]:
         yield Text(f"Unseen categories of {name!r}: {found['categories']} ({found['share']:.1%} of users): {examples}")
 
 
-def _features(report: Mapping[str, Any]) -> Table:
-    table = Table("variable", "coverage", "drift (PSI)", "PSI by chance", "KS", title="Variables", title_justify="left")
+def _features(report: Mapping[str, Any]) -> RenderableType:
+    """Coverage and drift by variable; one line where every feature is there and nothing can have drifted."""
+    coverage = report["coverage"]
     drift = {row["name"]: row for row in report["drift"] or ()}
-    for name in dict.fromkeys([*report["coverage"], *drift]):
+    if not drift and min(coverage.values(), default=1.0) == 1.0:
+        return Text(f"Coverage: every clean user has a value of each of the {len(coverage)} features.")
+    table = Table("variable", "coverage", "drift (PSI)", "PSI by chance", "KS", title="Variables", title_justify="left")
+    for name in dict.fromkeys([*coverage, *drift]):
         row = drift.get(name, {})
+        cover = [f"{coverage[name]:.1%}" if name in coverage else ""]
         numbers = (row.get("psi"), row.get("psi_by_chance"), row.get("ks"))
-        cover = report["coverage"].get(name)
-        shown = ["" if cover is None else f"{cover:.1%}", *("" if n is None else f"{n:.3f}" for n in numbers)]
-        table.add_row(Text(name), *shown)
+        table.add_row(Text(name), *cover, *("" if number is None else f"{number:.3f}" for number in numbers))
     return table

@@ -246,7 +246,7 @@ def _great_expectations() -> Any:
 
 def _present(column: str, after: tuple[str, ...] = ()) -> Rule:
     return Rule(
-        f"{column}_present", f"{column} is not empty", f"write a {column}, or leave the row out",
+        f"{column}_present", f"{column} is not empty", "fill it in, or leave the row out",
         "ExpectColumnValuesToNotBeNull", {"column": column}, column, after,
     )  # fmt: skip
 

@@ -81,18 +81,23 @@ class Dataset:
     images: ImageStore
 
 
-def read_dataset(root: Path | str) -> Dataset:
+def read_dataset(root: Path | str, tables: Path | str | None = None) -> Dataset:
     """Read a dataset.
+
+    Args:
+        root: its folder.
+        tables: folder of users.parquet and groups.parquet to read instead of the dataset's own: what validation left.
 
     Raises:
         DataError: a file is absent or unreadable, a column is absent, unknown or of a wrong type, or there are no
             groups or users at all; the text names file, column, rule and remedy.
     """
     root = Path(root)
-    users, groups = read_users(root / "users.parquet"), read_groups(root / "groups.parquet")
+    tables = root if tables is None else Path(tables)
+    users, groups = read_users(tables / "users.parquet"), read_groups(tables / "groups.parquet")
     for name, frame in (("users", users), ("groups", groups)):
         if frame.empty:
-            raise DataError(f"{root / name}.parquet: no rows; a dataset needs at least one user with one group")
+            raise DataError(f"{tables / name}.parquet: no rows; a dataset needs at least one user with one group")
     return Dataset(root, users, groups, ImageStore(root / "images"))
 
 
