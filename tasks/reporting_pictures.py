@@ -69,7 +69,8 @@ def picture_cell(record: RunRecord, row: pd.Series) -> dict[str, Any]:
     """One picture with the judge's number under it."""
     judge = "true_utility" if "true_utility" in row and pd.notna(row["true_utility"]) else "perfusion_rm"
     value = float(row[judge]) if judge in row and pd.notna(row[judge]) else None
-    return {"uri": data_uri(record.picture_file(row["file"])), "value": value, "judge": judge}
+    drawn = judge == "true_utility"  # only the planted marketplace, which is drawn, has a truth
+    return {"uri": data_uri(record.picture_file(row["file"])), "value": value, "judge": judge, "drawn": drawn}
 
 
 def traits(rows: pd.DataFrame) -> str:
