@@ -51,8 +51,7 @@ def score(
     from tasks.models.served import load_served
 
     served = load_served(registry, f"{family}-reward", version)
-    asked = {"prompt": prompt, "image": encoded, **_who(user, feature, served)}
-    answer = served.ask(pd.DataFrame(asked))
+    answer = served.ask(pd.DataFrame([{"prompt": prompt, "images": encoded, **_who(user, feature, served)}]))
     weights = np.exp(answer["score"] - answer["score"].max())
     answer = answer.assign(picture=list(map(str, pictures)), share=weights / weights.sum())
     answer = answer.sort_values("score", ascending=False)[["picture", "score", "share", "user_blind"]]
@@ -143,8 +142,8 @@ def _who(user: str | None, features: list[str] | None, served: Served) -> dict[s
     """The request columns that say who asks; feature names and numbers are checked against the model's signature."""
     from perfusion.errors import DataError
 
-    kinds = {column.name: column.type.name for column in served.inputs if not column.required}
-    known = [name for name in kinds if name not in ("user_id", "n", "seed")]
+    kinds = {column.name: getattr(column.type, "name", "list") for column in served.inputs if not column.required}
+    known = [name for name in kinds if name not in ("user_id", "n", "seed", "image", "images")]
     said: dict[str, object] = {} if user is None else {"user_id": user}
     for pair in features or []:
         name, equals, value = pair.partition("=")

@@ -16,6 +16,7 @@ from mlflow.entities import LoggedModelOutput
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+from mlflow.types.schema import Array
 
 from perfusion.data import FeatureEncoder, encode_png
 from tasks.models.generator import OPTIONS
@@ -37,6 +38,7 @@ PACKAGES = (
     "pydantic",
 )
 _USER = ColSpec(DataType.string, "user_id", required=False)
+_BLIND = ColSpec(DataType.boolean, "user_blind")
 
 
 def log_reward(registry: Registry, run_id: str, name: str, model: Path, users: Path) -> int:
@@ -55,10 +57,11 @@ def log_reward(registry: Registry, run_id: str, name: str, model: Path, users: P
     encoder = FeatureEncoder.load(model / "features.json")
     picture = encode_png(np.full((48, 48, 3), 255, np.uint8))
     example = pd.DataFrame([{"user_id": _somebody(users), "prompt": "dress, v-neck, slim-fit", "image": picture}])
-    request = [_USER, ColSpec(DataType.string, "prompt"), ColSpec(DataType.binary, "image")]
+    kinds = {"image": DataType.binary, "images": Array(DataType.binary)}
+    pictures = [ColSpec(kind, name, required=False) for name, kind in kinds.items()]
     signature = ModelSignature(
-        inputs=Schema([*request, *_features(encoder)]),
-        outputs=Schema([ColSpec(DataType.double, "score"), ColSpec(DataType.boolean, "user_blind")]),
+        inputs=Schema([_USER, ColSpec(DataType.string, "prompt"), *pictures, *_features(encoder)]),
+        outputs=Schema([*_place("request", "index"), ColSpec(DataType.double, "score"), _BLIND]),
     )
     return _log(registry, run_id, f"{name}-reward", "serve_reward.py", model, users, signature, example, {})
 
@@ -78,10 +81,9 @@ def log_generator(
     encoder = FeatureEncoder.load(model / "features.json")
     example = pd.DataFrame([{"user_id": _somebody(users), "prompt": "dress, v-neck, slim-fit", "n": 2, "seed": 0}])
     numbers = [ColSpec(DataType.long, name, required=False) for name in ("n", "seed")]
-    answer = [ColSpec(DataType.long, name) for name in ("request", "index", "seed")]
     signature = ModelSignature(
         inputs=Schema([_USER, ColSpec(DataType.string, "prompt"), *numbers, *_features(encoder)]),
-        outputs=Schema([*answer, ColSpec(DataType.binary, "image"), ColSpec(DataType.boolean, "user_blind")]),
+        outputs=Schema([*_place("request", "index", "seed"), ColSpec(DataType.binary, "image"), _BLIND]),
         params=ParamSchema(_sampling_defaults(model)),
     )
     tags = {JUDGED_BY: str(judged_by)}
@@ -126,6 +128,10 @@ def _ensure_registered(client: MlflowClient, name: str) -> None:
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
+
+
+def _place(*names: str) -> list[ColSpec]:
+    return [ColSpec(DataType.long, name) for name in names]
 
 
 def _features(encoder: FeatureEncoder) -> list[ColSpec]:

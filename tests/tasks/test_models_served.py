@@ -62,6 +62,15 @@ def test_an_unknown_user_is_scored_user_blind_and_says_so(reward: mlflow.pyfunc.
     assert with_style != stranger
 
 
+def test_a_list_of_pictures_is_scored_as_they_are_one_by_one(reward: mlflow.pyfunc.PyFuncModel) -> None:
+    pictures = [picture(value) for value in (10, 120, 250)]
+    together = reward.predict(ask(user_id="u2", prompt=PROMPTS[1], images=pictures))
+    alone = reward.predict(pd.DataFrame({"user_id": "u2", "prompt": PROMPTS[1], "image": pictures}))
+    assert together[["request", "index"]].to_numpy().tolist() == [[0, 0], [0, 1], [0, 2]]
+    assert alone[["request", "index"]].to_numpy().tolist() == [[0, 0], [1, 0], [2, 0]]
+    np.testing.assert_allclose(together["score"], alone["score"], rtol=1e-6)
+
+
 def test_rows_do_not_influence_one_another(reward: mlflow.pyfunc.PyFuncModel) -> None:
     frame = pd.concat([ask(user_id=u, prompt=p, image=picture(30)) for u in ("u1", "x", "u3") for p in PROMPTS])
     together = reward.predict(frame.reset_index(drop=True))
@@ -73,9 +82,11 @@ def test_rows_do_not_influence_one_another(reward: mlflow.pyfunc.PyFuncModel) ->
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"user_id": "u1", "prompt": PROMPTS[0]}, "image"),
+        ({"user_id": "u1", "prompt": PROMPTS[0]}, "row 0: give field 'image'"),
+        ({"prompt": PROMPTS[0], "image": picture(), "images": [picture()]}, "row 0: give field 'image'"),
+        ({"prompt": PROMPTS[0], "images": ["no base64!"]}, "'images', row 0"),
         ({"user_id": "u1", "prompt": "  ", "image": picture()}, "'prompt', row 0"),
-        ({"user_id": "u1", "prompt": PROMPTS[0], "image": b"no picture"}, "row 0.*not a picture"),
+        ({"user_id": "u1", "prompt": PROMPTS[0], "image": b"\x89PNG no"}, "row 0.*not a picture"),
         ({"user_id": "u1", "prompt": "x" * 3000, "image": picture()}, "3000 characters, the limit is 2000"),
         ({"user_id": 7, "prompt": PROMPTS[0], "image": picture()}, "user_id"),
     ],
