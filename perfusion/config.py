@@ -77,7 +77,7 @@ class ClipConfig(Section):
     keep_phrases: Share = Field(0.5, description="twin: share of a picture's phrases that a caption keeps")
     geometry_weight: float = Field(100.0, ge=0.0, description="twin: weight of the squared error of phrase responses")
     phrase_weight: float = Field(0.33, ge=0.0, description="twin: weight of the cross-entropy inside each family")
-    text_weight: float = Field(3.0, ge=0.0, description="twin: weight of 1 - cosine of captions to their codes")
+    text_weight: float = Field(3.0, ge=0.0, description="twin: weight of half the squared error of captions to their codes")
     contrastive_weight: float = Field(0.3, ge=0.0, description="twin: weight of CLIP's own contrastive loss")
     flip: bool = Field(False, description="twin: mirror half of the pictures; for photographs")
     crop: Share = Field(1.0, description="twin: least side of a random square crop, as a share; 1 never crops")
@@ -159,8 +159,8 @@ class DiffusionConfig(Section):
     """The Stable Diffusion backbone: real weights by path or hub id, else a tiny twin; and how pictures are sampled."""
 
     path: str | None = Field(None, description="directory or hub id of a StableDiffusionPipeline; None trains the twin")
-    optimiser: OptimiserConfig = OptimiserConfig(steps=1650, lr=1.5e-3, warmup=50, ema_decay=0.995)
-    batch_images: Count = 32
+    optimiser: OptimiserConfig = OptimiserConfig(steps=3200, lr=1.2e-3, warmup=50, ema_decay=0.998)
+    batch_images: Count = 16
     pictures: Count = Field(12000, description="captioned pictures the twin is pretrained on")
     caption_keep: Share = Field(0.5, description="share of a picture's phrases that a training caption states")
     caption_dropout: Share = Field(0.1, description="share of empty training captions, for guidance")
@@ -169,6 +169,7 @@ class DiffusionConfig(Section):
     unet: UNetConfig = UNetConfig()
     prediction: Literal["sample", "epsilon", "v_prediction"] = Field("sample", description="what the twin predicts")
     weight_floor: Positive = Field(0.1, description="Eq. 1 is weighted by 1 / max(1 - abar, this) for 'sample'")
+    level_skew: Positive = Field(1.25, description="noise levels are 1000 u^this, u uniform; above 1 favours low noise")
     sampling: SamplingConfig = SamplingConfig()
 
 

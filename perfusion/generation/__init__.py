@@ -35,7 +35,7 @@ _HOME = {
     "train_sft": "train",
 }
 
-__all__ = [  # noqa: PLE0604 (names resolved lazily below)
+__all__ = [
     *_HOME,
 ]
 

@@ -1,4 +1,4 @@
-"""A Stable Diffusion backbone in its five parts: real weights by path or hub id, or the tiny twin of the same classes."""
+"""A Stable Diffusion backbone in its five parts: real weights by path or hub id, or the twin of the same classes."""
 
 from __future__ import annotations
 
@@ -67,6 +67,7 @@ def build_unet(config: DiffusionConfig, image_size: int) -> UNet2DConditionModel
         cross_attention_dim=config.text.width,
         attention_head_dim=shape.heads,
         norm_num_groups=shape.groups,
+        resnet_time_scale_shift="scale_shift",  # one network serves levels that ask for very different answers
     )
 
 
@@ -94,7 +95,9 @@ def load_backbone(path: str | Path, dtype: torch.dtype = torch.float32) -> Diffu
     kind = _read(path, "vae", lambda: AutoencoderKL.load_config(str(path), subfolder="vae"))["_class_name"]
     if kind not in _CODECS:
         raise WeightsError(f"{path}/vae: class {kind} is not known; known: {', '.join(_CODECS)}")
-    tokenizer = _read(path, "tokenizer", lambda: AutoTokenizer.from_pretrained(_part(path, "tokenizer"), **_sub(path, "tokenizer")))
+    tokenizer = _read(
+        path, "tokenizer", lambda: AutoTokenizer.from_pretrained(_part(path, "tokenizer"), **_sub(path, "tokenizer"))
+    )
     return DiffusionBackbone(
         vae=_load(_CODECS[kind], path, "vae", dtype),
         text_encoder=_read(path, "text_encoder", lambda: CLIPTextModel.from_pretrained(
@@ -130,7 +133,7 @@ def _part(path: str | Path, name: str) -> str:
     return str(Path(path) / name) if Path(path).is_dir() else str(path)
 
 
-def _sub(path: str | Path, name: str) -> dict[str, str]:
+def _sub(path: str | Path, name: str) -> dict[str, Any]:
     return {} if Path(path).is_dir() else {"subfolder": name}
 
 
@@ -145,7 +148,7 @@ def _read(path: str | Path, name: str, load: Any) -> Any:
     except (OSError, ValueError, KeyError) as error:
         where = f"{path}/{name}".rstrip("/")
         raise WeightsError(
-            f"{where}: cannot load: {str(error).splitlines()[0][:300]}. Give a directory in diffusers' Stable Diffusion "
+            f"{where}: cannot load: {str(error).splitlines()[0][:300]}. Give a directory in Stable Diffusion's "
             "layout (vae/ text_encoder/ tokenizer/ unet/ scheduler/) or a hub id that this machine can reach or has "
             "cached in diffusion.path, or leave diffusion.path empty to train the small twin"
         ) from error

@@ -101,13 +101,15 @@ class PatchCodec(ModelMixin, ConfigMixin):
         basis = basis * sign
         scale = variance.pow(-0.5 * evenness)
         scale = scale / (scale.square() * variance).mean().sqrt()
-        self.analysis.weight.copy_((basis * scale).T.reshape(self.analysis.weight.shape))
-        self.analysis.bias.copy_(-(mean @ basis) * scale)
-        self.synthesis.weight.copy_((basis / scale).T.reshape(self.synthesis.weight.shape))
-        self.synthesis.bias.zero_()
-        last = self.residual[-2]
-        nn.init.zeros_(last.weight)
-        last.bias.copy_(mean)  # the same mean for every patch: PixelShuffle orders channels as unfold does
+        _set(self.analysis, (basis * scale).T, -(mean @ basis) * scale)
+        _set(self.synthesis, (basis / scale).T, torch.zeros(3))
+        # the mean patch is the last layer's bias: PixelShuffle orders channels as unfold does
+        _set(self.residual[-2], torch.zeros_like(self.residual[-2].weight), mean)
+
+
+def _set(layer: Any, weight: Tensor, bias: Tensor) -> None:
+    layer.weight.copy_(weight.reshape(layer.weight.shape))
+    layer.bias.copy_(bias)
 
 
 def train_codec(pixels: Tensor, config: CodecConfig, run: TrainingRun) -> tuple[PatchCodec, dict[str, float]]:

@@ -85,8 +85,8 @@ def encode(
     table = next(iter(tables.values()))
     out.mkdir(parents=True, exist_ok=True)
     scale = backbone.vae.config.scaling_factor
-    mean: np.ndarray | None = None
-    std: np.ndarray | None = None
+    mean: np.memmap | None = None
+    std: np.memmap | None = None
     for start in range(0, len(table.pixels), config.batch_images):
         posterior = backbone.vae.encode(to_unit(table.pixels[start : start + config.batch_images])).latent_dist
         if mean is None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
@@ -164,10 +165,10 @@ def preference_loss(
     if pairs:
         loss = pairwise_preference_loss(gap[:, 0], gap[:, 1], beta=beta)
     else:
-        objective, reduction = ("paper", "sum")
+        options: dict[str, Any] = {}
         if isinstance(config, GeneratorConfig):
-            objective, reduction = config.objective, config.reduction
-        loss = group_preference_loss(gap, batch.picked, batch.valid, beta=beta, objective=objective, reduction=reduction)
+            options = {"objective": config.objective, "reduction": config.reduction}
+        loss = group_preference_loss(gap, batch.picked, batch.valid, beta=beta, **options)
     return (loss * (beta / config.beta) ** -config.loss_balance).mean()
 
 

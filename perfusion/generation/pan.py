@@ -19,7 +19,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from diffusers import UNet2DConditionModel
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
@@ -70,7 +69,9 @@ class PersonalAdaptiveNetwork(ModelMixin, ConfigMixin):
         self.leave_mid = _zero(nn.Conv2d(copy.config.block_out_channels[-1], copy.config.block_out_channels[-1], 1))
 
     @classmethod
-    def from_unet(cls, unet: UNet2DConditionModel, cardinalities: Sequence[int], **options: Any) -> PersonalAdaptiveNetwork:
+    def from_unet(
+        cls, unet: UNet2DConditionModel, cardinalities: Sequence[int], **options: Any
+    ) -> PersonalAdaptiveNetwork:
         """A network whose copied blocks start as the U-Net's own; with it in place the U-Net's output is unchanged."""
         config = {key: value for key, value in unet.config.items() if not key.startswith("_")}
         network = cls(config, list(cardinalities), **options)

@@ -1,8 +1,9 @@
 """The personalised generator as a diffusers pipeline: `pipe("dress, v-neck", user=features).images`.
 
 Guidance with a user: e0 + g (text - e0) + w (user - text), where e0 sees neither prompt nor user, text the prompt
-alone, user both. A term whose weight comes out as 0 is not computed: w = g needs no text term (one decoder pass less),
-no user needs no adaptive network. The frozen encoder runs once for text and user, the user's map once a request.
+alone, user both. A prediction that cancels is not computed: w = g needs no text term (one decoder pass less), no user
+needs no adaptive network. The frozen encoder runs once for text and user, the user's map once a request. Each decoder
+pass has the same shape, so that a network that says nothing leaves every picture as it was, bit for bit.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
@@ -23,11 +24,12 @@ from transformers import CLIPTextModel, PreTrainedTokenizerBase
 
 from perfusion.data import FeatureEncoder
 from perfusion.errors import DataError
+from perfusion.generation.codec import PatchCodec  # diffusers loads only classes that are imported
 from perfusion.generation.pan import PersonalAdaptiveNetwork
 from perfusion.generation.split import decode, encode
 from perfusion.generation.text import embed_prompts
 
-__all__ = ["PerFusionPipeline", "PerFusionPipelineOutput", "guidance_weights"]
+__all__ = ["PerFusionPipeline", "PerFusionPipelineOutput", "guide"]
 
 Generator = torch.Generator | list[torch.Generator]
 FEATURES_FILE = "features.json"
@@ -40,14 +42,18 @@ class PerFusionPipelineOutput(BaseOutput):
     images: list[Image.Image] | Tensor
 
 
-def guidance_weights(guidance_scale: float, user_scale: float | None) -> dict[str, float]:
-    """Weights of the predictions "none" (no prompt, no user), "text" and "user"; those of weight 0 are left out.
+def guide(none: Tensor | None, text: Tensor | None, user: Tensor | None, g: float, w: float) -> Tensor:
+    """e0 + g (text - e0) + w (user - text).
 
-    They add up to 1. `user_scale=None` means that no user is given.
+    Args:
+        none: e0, may be None where g = 1.
+        text: may be None where w = g and there is a user.
+        user: None where there is no user, or w = 0.
     """
-    w = 0.0 if user_scale is None else user_scale
-    weights = {"none": 1.0 - guidance_scale, "text": guidance_scale - w, "user": w}
-    return {name: weight for name, weight in weights.items() if weight != 0.0}
+    prompted = user if text is None else text
+    assert prompted is not None
+    guided = prompted if none is None else none + g * (prompted - none)
+    return guided if text is None or user is None else guided + w * (user - text)
 
 
 class PerFusionPipeline(DiffusionPipeline):
@@ -65,7 +71,7 @@ class PerFusionPipeline(DiffusionPipeline):
 
     def __init__(
         self,
-        vae: Any,
+        vae: AutoencoderKL | PatchCodec,
         text_encoder: CLIPTextModel,
         tokenizer: PreTrainedTokenizerBase,
         unet: UNet2DConditionModel,
@@ -143,30 +149,26 @@ class PerFusionPipeline(DiffusionPipeline):
         self.scheduler.set_timesteps(steps, device=latents.device)
         options = self._step_options(self.config.eta if eta is None else eta, generator)
         for t in self.progress_bar(self.scheduler.timesteps):
-            speaks = user_map is not None and self.pan is not None and int(t) >= self.pan.config.min_timestep
-            weights = guidance_weights(scale, personal if speaks else None)
-            prediction = self._guided(latents, t, context, user_map, weights)
+            speaks = user_map is not None and int(t) >= self.pan.config.min_timestep
+            prediction = self._guided(latents, t, context, user_map if speaks else None, scale, personal)
             latents = self.scheduler.step(prediction, t, latents, **options).prev_sample
         pictures = self.vae.decode(latents / self.vae.config.scaling_factor).sample
         pictures = (pictures.float() / 2 + 0.5).clamp(0, 1)
         return PerFusionPipelineOutput(images=pictures if output_type == "pt" else _to_pil(pictures))
 
     def _guided(
-        self, z: Tensor, t: Tensor, context: Mapping[str, Tensor], user_map: Tensor | None, weights: Mapping[str, float]
+        self, z: Tensor, t: Tensor, context: Mapping[str, Tensor], user_map: Tensor | None, g: float, w: float
     ) -> Tensor:
-        """The weighted sum of the predictions that `weights` asks for; the user's shares the prompt's encoder pass."""
-        halves = [name for name in ("none", "text") if name in weights or (name == "text" and "user" in weights)]
+        """The guided prediction, (B, C, H, W); the user's shares the prompt's encoder pass."""
+        halves = ["text"] if g == 1.0 else ["none", "text"]
         encoded = encode(self.unet, z.repeat(len(halves), 1, 1, 1), t, torch.cat([context[name] for name in halves]))
         rows = {name: encoded.rows(slice(i * len(z), (i + 1) * len(z))) for i, name in enumerate(halves)}
-        plain = [name for name in halves if name in weights]
-        together = decode(self.unet, encoded if plain == halves else rows[plain[0]]).split(len(z)) if plain else ()
-        total = torch.zeros_like(z)
-        for name, prediction in zip(plain, together, strict=True):
-            total = total + weights[name] * prediction
-        if "user" in weights and user_map is not None:
-            residuals = self.pan(z, t, context["text"], user_map)
-            total = total + weights["user"] * decode(self.unet, rows["text"], residuals)
-        return total
+        none = decode(self.unet, rows["none"]) if "none" in rows else None
+        text = decode(self.unet, rows["text"]) if user_map is None or w != g else None
+        user: Tensor | None = None
+        if user_map is not None and w != 0.0:
+            user = decode(self.unet, rows["text"], self.pan(z, t, context["text"], user_map))
+        return guide(none, text, user, g, w)
 
     def _user_map(self, user: Tensor | Mapping[str, Any] | None, prompts: int, pictures: int) -> Tensor | None:
         """Users' maps, (P * pictures, C, H, W); None without a user."""
@@ -185,7 +187,9 @@ class PerFusionPipeline(DiffusionPipeline):
         import pandas as pd
 
         if self.features is None:
-            raise DataError("user given by columns, but the pipeline holds no features.json: pass encoded features (F,)")
+            raise DataError(
+                "user given by columns, but the pipeline holds no features.json: pass encoded features (F,)"
+            )
         return self.features.transform(pd.DataFrame([dict(user)]))[0]
 
     def _context(self, prompts: list[str], pictures: int) -> dict[str, Tensor]:

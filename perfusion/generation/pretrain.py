@@ -16,8 +16,8 @@ from torch import Tensor
 from perfusion.config import DiffusionConfig
 from perfusion.data.corpus import Corpus
 from perfusion.generation.backbone import DiffusionBackbone, build_scheduler, build_unet
-from perfusion.generation.codec import to_unit, train_codec
-from perfusion.generation.noising import error_weight, prediction_target
+from perfusion.generation.codec import PatchCodec, to_unit, train_codec
+from perfusion.generation.noising import error_weight, prediction_target, spread_timesteps
 from perfusion.generation.preference import denoising_error
 from perfusion.generation.text import build_text_encoder, build_tokenizer, embed_tokens, tokenise
 from perfusion.loop import TrainingRun, train
@@ -41,7 +41,9 @@ def pretrain_diffusion(corpus: Corpus, config: DiffusionConfig, out: Path, run: 
     codec, codec_metrics = train_codec(corpus.pixels, config.codec, replace(run, name=f"{run.name}-codec"))
     codec.requires_grad_(False)
     latents = _encode_all(codec, corpus.pixels)
-    tokenizer = build_tokenizer([phrase for values in corpus.families.values() for phrase in values], config.text.length)
+    tokenizer = build_tokenizer(
+        [phrase for values in corpus.families.values() for phrase in values], config.text.length
+    )
     torch.manual_seed(derive_seed(run.seed, run.name, "init"))
     text_encoder = build_text_encoder(tokenizer, config.text)
     unet = build_unet(config, corpus.pixels.shape[-1])
@@ -54,7 +56,7 @@ def pretrain_diffusion(corpus: Corpus, config: DiffusionConfig, out: Path, run: 
         context = embed_tokens(text_encoder, tokenise(tokenizer, captions))
         z = latents[rows]
         noise = torch.randn_like(z)
-        t = torch.randint(scheduler.config.num_train_timesteps, (len(z),))
+        t = spread_timesteps(len(z), scheduler.config.num_train_timesteps, config.level_skew)
         prediction = unet(scheduler.add_noise(z, noise, t), t, context).sample
         error = denoising_error(prediction_target(scheduler, z, noise, t), prediction)
         return (error_weight(scheduler, t, config.weight_floor) * error).mean(), {"error": error.mean().item()}
@@ -89,6 +91,6 @@ def _captions(corpus: Corpus, rows: Tensor, config: DiffusionConfig, generator: 
 
 
 @torch.no_grad()
-def _encode_all(codec: torch.nn.Module, pixels: Tensor, batch: int = 512) -> Tensor:
+def _encode_all(codec: PatchCodec, pixels: Tensor, batch: int = 512) -> Tensor:
     """Latents of every picture, (n, C, H, W)."""
     return torch.cat([codec.encode(to_unit(part)).latent_dist.mode() for part in pixels.split(batch)])

@@ -6,7 +6,7 @@ bit for bit, forward and backward (tested against it).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,7 +107,7 @@ def expand_timesteps(t: Tensor | int, z: Tensor) -> Tensor:
     return torch.as_tensor(t, device=z.device).reshape(-1).expand(len(z))
 
 
-def check_supported(config: Sequence[str] | Any) -> None:
+def check_supported(config: Mapping[str, Any]) -> None:
     """Refuse U-Nets whose forward has parts the halves leave out.
 
     Raises:
@@ -115,8 +115,16 @@ def check_supported(config: Sequence[str] | Any) -> None:
     """
     extra = [
         name
-        for name in ("class_embed_type", "addition_embed_type", "encoder_hid_dim", "num_class_embeds", "time_cond_proj_dim")
+        for name in (
+            "class_embed_type",
+            "addition_embed_type",
+            "encoder_hid_dim",
+            "num_class_embeds",
+            "time_cond_proj_dim",
+        )
         if config.get(name) is not None
     ]
     if extra or config.get("center_input_sample") or config.get("time_embedding_act_fn") is not None:
-        raise NotImplementedError(f"U-Net with {extra or 'centred input or a time activation'}: not a Stable Diffusion 1.x U-Net")
+        raise NotImplementedError(
+            f"U-Net with {extra or 'centred input or a time activation'}: not a Stable Diffusion 1.x U-Net"
+        )

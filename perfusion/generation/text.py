@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -52,7 +53,8 @@ def build_text_encoder(tokenizer: PreTrainedTokenizerBase, config: TextConfig) -
             bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
         )
     )  # fmt: skip
-    torch.nn.init.normal_(encoder.get_input_embeddings().weight)
+    words: Any = encoder.get_input_embeddings()
+    torch.nn.init.normal_(words.weight)
     return encoder
 
 

@@ -251,9 +251,7 @@ def _trainable_unet(source: UNet2DConditionModel, config: PreferenceConfig) -> U
     return unet
 
 
-def _unet_predictor(
-    unet: UNet2DConditionModel, reference: UNet2DConditionModel, config: PreferenceConfig
-) -> Predictor:
+def _unet_predictor(unet: UNet2DConditionModel, reference: UNet2DConditionModel, config: PreferenceConfig) -> Predictor:
     return (predict_from_unet if config.trainable == "full" else predict_from_decoder)(unet, reference)
 
 

@@ -27,7 +27,10 @@ def masks(picked: int, unpicked: int, padding: int = 0) -> tuple[torch.Tensor, t
 
 
 def test_eq1_is_the_mean_square_over_a_latent():
-    target, prediction = torch.zeros(2, 1, 2, 2), torch.tensor([1.0, 2.0, 3.0, 4.0]).reshape(1, 1, 2, 2).expand(2, -1, -1, -1)
+    target, prediction = (
+        torch.zeros(2, 1, 2, 2),
+        torch.tensor([1.0, 2.0, 3.0, 4.0]).reshape(1, 1, 2, 2).expand(2, -1, -1, -1),
+    )
     assert denoising_error(target, prediction).tolist() == [7.5, 7.5]  # (1 + 4 + 9 + 16) / 4
 
 
@@ -50,7 +53,9 @@ def test_eq11_scales_the_log_ratio_and_log_z_cancels_in_a_group():
     picked, valid = masks(1, 2)
     ratio = torch.tensor([[0.3, -0.1, 0.2]])
     shifted = picked_win_probability(implicit_reward(ratio, 2.0, 5.0), picked, valid)
-    assert shifted.item() == pytest.approx(picked_win_probability(implicit_reward(ratio, 2.0), picked, valid).item(), abs=1e-6)
+    assert shifted.item() == pytest.approx(
+        picked_win_probability(implicit_reward(ratio, 2.0), picked, valid).item(), abs=1e-6
+    )
 
 
 def test_eq12_is_the_logarithm_of_eq10():
@@ -111,7 +116,9 @@ def test_literal_sum_of_squares_needs_beta_divided_by_the_latents_size():
     target, policy, reference = torch.randn(3, 1, 5, 4, 8, 8, generator=generator)
     picked, valid = masks(2, 3)
     mean = reference_gap(denoising_error(target, policy), denoising_error(target, reference))
-    literal = reference_gap((target - policy).square().sum((-3, -2, -1)), (target - reference).square().sum((-3, -2, -1)))
+    literal = reference_gap(
+        (target - policy).square().sum((-3, -2, -1)), (target - reference).square().sum((-3, -2, -1))
+    )
     a = group_preference_loss(mean, picked, valid, beta=10.0)
     b = group_preference_loss(literal, picked, valid, beta=10.0 / (4 * 8 * 8))
     assert torch.allclose(a, b, rtol=1e-5)
@@ -159,7 +166,9 @@ def test_mean_pos_divides_by_the_picked():
     gap = torch.randn(1, 5)
     picked, valid = masks(3, 2)
     total = group_preference_loss(gap, picked, valid, beta=1.0)
-    assert group_preference_loss(gap, picked, valid, beta=1.0, reduction="mean_pos").item() == pytest.approx(total.item() / 3)
+    assert group_preference_loss(gap, picked, valid, beta=1.0, reduction="mean_pos").item() == pytest.approx(
+        total.item() / 3
+    )
 
 
 def test_beta_may_differ_by_group():
@@ -195,7 +204,9 @@ def test_planted_plackett_luce_rewards_are_recovered(picked, objective, bias):
     chance = top_set_log_likelihood(planted.expand(len(sets), -1), sets, valid).exp()
     assert chance.sum().item() == pytest.approx(1.0)
     found = torch.zeros(5, dtype=torch.float64, requires_grad=True)
-    solver = torch.optim.LBFGS([found], max_iter=500, tolerance_grad=1e-12, tolerance_change=1e-16, line_search_fn="strong_wolfe")
+    solver = torch.optim.LBFGS(
+        [found], max_iter=500, tolerance_grad=1e-12, tolerance_change=1e-16, line_search_fn="strong_wolfe"
+    )
 
     def closure():
         solver.zero_grad()
