@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,33 +31,46 @@ CEILINGS = {"user_blind_oracle": 1.3, "reachable": 3.4, "full_oracle": 9.0}
 OPTIONS = {"confidence": 0.95, "resamples": 200, "seed": 0, "min_clusters": 20}
 
 
+@pytest.fixture(scope="session")
+def made_runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A function that gives the one folder of a kind of run; not to be written to."""
+    place = tmp_path_factory.mktemp("runs")
+
+    @cache
+    def made(seed: int, truth: bool, skill: float) -> Path:
+        return write_run(place / f"{seed}-{truth}-{skill}", seed, truth, skill)
+
+    return made
+
+
 @pytest.fixture
-def make_run(tmp_path: Path) -> Callable[..., Path]:
-    """A function that writes a work folder and returns the workspace around it."""
+def make_run(tmp_path: Path, made_runs: Callable[..., Path]) -> Callable[..., Path]:
+    """A function that gives a workspace of one's own, as a run leaves it."""
 
     def make(name: str = "run", *, seed: int = 0, truth: bool = True, skill: float = 1.0) -> Path:
-        root = tmp_path / name
-        _write_data(root)
-        _write_reward(root, np.random.default_rng([seed, 1]), truth, skill)
-        _write_generator(root, np.random.default_rng([seed, 2]), truth, skill)
-        _write_gates(root)
-        (root / "params.yaml").write_text(
-            f"name: perfusion\nseed: {seed}\nreward:\n  optimiser: {{steps: 450, lr: 0.003}}\n"
-        )
-        write_json(
-            root / "work/metrics/seconds.json", {"validate": 2.1, "reward": 75.3, "generator": 280.0, "clip": 91.0}
-        )
-        write_json(root / "work/outcome.json", {"status": "promoted", "reasons": [], "run_id": "0a1b2c",
-                   "versions": {"perfusion-reward": 3, "perfusion-generator": 3}})  # fmt: skip
-        log = [{"key": "k"}] + [
-            {"run": "reward", "step": step, "of": 450, "metrics": {"loss": 2.4 / (1 + step / 90) + 0.8, "lr": 3e-3}}
-            for step in range(10, 451, 10)
-        ]
-        (root / "work/logs").mkdir()
-        (root / "work/logs/reward.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
-        return root
+        return Path(shutil.copytree(made_runs(seed, truth, skill), tmp_path / name))
 
     return make
+
+
+def write_run(root: Path, seed: int, truth: bool, skill: float) -> Path:
+    """Write a workspace's work folder and parameters, and return the workspace."""
+    _write_data(root)
+    _write_reward(root, np.random.default_rng([seed, 1]), truth, skill)
+    _write_generator(root, np.random.default_rng([seed, 2]), truth, skill)
+    _write_gates(root)
+    (root / "params.yaml").write_text(f"name: perfusion\nseed: {seed}\nreward: {{cross_layers: 2}}\n")
+    write_json(root / "work/metrics/seconds.json", {"validate": 2.1, "reward": 75.3, "generator": 280.0, "clip": 91.0})
+    versions = {"perfusion-reward": 3, "perfusion-generator": 3}
+    outcome = {"status": "promoted", "reasons": [], "run_id": "0a1b2c", "versions": versions}
+    write_json(root / "work/outcome.json", outcome)
+    log = [{"key": "k"}] + [
+        {"run": "reward", "step": step, "of": 450, "metrics": {"loss": 2.4 / (1 + step / 90) + 0.8, "lr": 3e-3}}
+        for step in range(10, 451, 10)
+    ]
+    (root / "work/logs").mkdir()
+    (root / "work/logs/reward.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+    return root
 
 
 def write_json(path: Path, value: Any) -> None:
