@@ -32,7 +32,7 @@ def _parts(report: Mapping[str, Any]) -> Iterator[RenderableType]:
     yield Text(_no_comparison(report))
     failed = [row for row in report["rules"] if row["failed"]]
     if failed:
-        yield _rules(failed)
+        yield from _rules(failed)
     else:
         yield Text(f"All {len(report['rules'])} rules hold for every row.")
     for item in report["coercions"]:
@@ -58,18 +58,15 @@ def _no_comparison(report: Mapping[str, Any]) -> str:
     return f"Valid groups without a comparison, dropped by the split stage: {counts}"
 
 
-def _rules(failed: list[Mapping[str, Any]]) -> Table:
-    """Two lines a rule, most failures first: an example, and what to do."""
-    table = Table(title="Rules that failed", title_justify="left")
-    table.add_column("rule", no_wrap=True, min_width=max(len(row["rule"]) for row in failed))
-    table.add_column("failed", no_wrap=True, min_width=max(len(f"of {row['checked']}") for row in failed))
-    table.add_column("first example, and the remedy", no_wrap=True, overflow="ellipsis")
+def _rules(failed: list[Mapping[str, Any]]) -> Iterator[Text]:
+    """Three lines a rule, most failures first: what failed, an example, what to do. Lines are cut, not wrapped."""
+    yield Text("Rules that failed")
     for row in sorted(failed, key=lambda row: -row["failed"]):
         example = row["examples"][0]
         shown = f"{example['record_id']} ({example['file']}, row {example['row']}): {example['value']}"
-        told = Text(f"{shown}\n{row['remedy']}")
-        table.add_row(Text(f"{row['rule']}\n  of {row['table']}"), f"{row['failed']}\nof {row['checked']}", told)
-    return table
+        failures = f"{row['rule']} ({row['table']}): {row['failed']} of {row['checked']} break it: {row['says']}"
+        for line in (f"  {failures}", f"      e.g. {shown}", f"      remedy: {row['remedy']}"):
+            yield Text(line, no_wrap=True, overflow="ellipsis")
 
 
 def _changes(report: Mapping[str, Any]) -> Iterator[Text]:
