@@ -21,6 +21,7 @@ __all__ = ["dataset_corpus", "noun_family"]
 
 _LEAST_SHARE = 0.005  # a noun rarer than this among prompts is left out
 _LEAST_COVER = 0.5  # nouns that fewer prompts name are not what pictures are of
+_STARTS = 100  # commonest phrases that a family is grown from
 _MAJORITY = 0.5  # share of its prompts that must agree before a picture is called so
 
 
@@ -51,7 +52,8 @@ def dataset_corpus(dataset: Dataset, size: int) -> Corpus:
 def noun_family(prompts: Iterable[str]) -> list[str]:
     """The family of phrases that name what a picture is of: never two in one prompt, and one in most prompts.
 
-    Found greedily from the commonest phrase on; empty when the prompts have no such family (free text).
+    A family is grown greedily from each common phrase; the one that names most prompts wins. Empty when no family names
+    half of them (free text).
     """
     together: defaultdict[str, set[str]] = defaultdict(set)
     count: Counter[str] = Counter()
@@ -62,11 +64,16 @@ def noun_family(prompts: Iterable[str]) -> list[str]:
         count.update(said)
         for phrase in said:
             together[phrase] |= said - {phrase}
-    family: list[str] = []
-    for phrase, number in sorted(count.items(), key=lambda item: (-item[1], item[0])):
-        if number >= _LEAST_SHARE * total and together[phrase].isdisjoint(family):
-            family.append(phrase)
-    return sorted(family) if sum(count[phrase] for phrase in family) >= _LEAST_COVER * total else []
+    common = [phrase for phrase in sorted(count, key=lambda p: (-count[p], p)) if count[phrase] >= _LEAST_SHARE * total]
+    best: list[str] = []
+    for first in common[:_STARTS]:
+        family = [first]
+        for phrase in common:
+            if phrase != first and together[phrase].isdisjoint(family):
+                family.append(phrase)
+        if sum(count[phrase] for phrase in family) > sum(count[phrase] for phrase in best):
+            best = family
+    return sorted(best) if sum(count[phrase] for phrase in best) >= _LEAST_COVER * total else []
 
 
 def _votes(dataset: Dataset, nouns: list[str]) -> dict[str, Counter[int]]:

@@ -62,7 +62,7 @@ def test_mask_finds_the_cloth_and_falls_back_to_the_middle():
 
 def test_patterns_brightness_and_colourfulness():
     striped = on_paper((20, 20, 60))
-    striped[14:34:4, 12:36] = (240, 240, 250)
+    striped[14:34:4, 12:36] = (230, 150, 40)
     plain, patterned, vivid = looks(on_paper((20, 20, 60)), striped, on_paper((220, 20, 30)))
     assert plain["pattern"] == "plain"
     assert patterned["pattern"] == "patterned"
