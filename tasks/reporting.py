@@ -114,7 +114,7 @@ def _kicker(record: RunRecord) -> list[str]:
 def _merchants_sheet(record: RunRecord) -> str | None:
     """The sheet of one prompt for several merchants, which the evaluation drew."""
     file = record.picture_file("merchants_sheet.png")
-    return data_uri(file) if record.generator is not None and file.exists() else None
+    return data_uri(file) if file.exists() else None
 
 
 def _curves(record: RunRecord) -> list[dict[str, str]]:

@@ -99,28 +99,14 @@ class RunRecord:
     models: dict[str, str]
 
     @property
-    def reached(self) -> frozenset[str]:
-        """The stages whose records belong to this run; behind a closed gate an earlier run's may still lie."""
-        stages = (self.outcome or {}).get("stages")
-        if stages is not None:
-            return frozenset(stages)
-        behind = {"data": STAGES_IN_ORDER[1:], "reward": STAGES_IN_ORDER[STAGES_IN_ORDER.index("encode") :]}
-        shut = {gate for gate in behind if self.gates.get(gate, {}).get("verdict", "pass") != "pass"}
-        return frozenset(STAGES_IN_ORDER) - {stage for gate in shut for stage in behind[gate]}
-
-    def stage(self, name: str) -> dict[str, Any] | None:
-        """A stage's metrics; None when this run did not reach it."""
-        return self.metrics.get(name) if name in self.reached else None
-
-    @property
     def reward(self) -> dict[str, Any] | None:
         """What `evaluate-reward` measured."""
-        return self.stage("evaluate-reward")
+        return self.metrics.get("evaluate-reward")
 
     @property
     def generator(self) -> dict[str, Any] | None:
         """What `evaluate-generator` measured."""
-        return self.stage("evaluate-generator")
+        return self.metrics.get("evaluate-generator")
 
     @property
     def scorers(self) -> dict[str, dict[str, Any]]:
@@ -156,12 +142,12 @@ class RunRecord:
     @cached_property
     def groups(self) -> pd.DataFrame | None:
         """Average precision and AUC per held-out group and scorer; None when they were not kept."""
-        return None if self.reward is None else _read_parquet(self.work / "evaluation" / "reward" / "groups.parquet")
+        return _read_parquet(self.work / "evaluation" / "reward" / "groups.parquet")
 
     @cached_property
     def slices(self) -> pd.DataFrame | None:
         """The reward model's gain for every value of every merchant feature; None when it was not kept."""
-        return None if self.reward is None else _read_parquet(self.work / "evaluation" / "reward" / "slices.parquet")
+        return _read_parquet(self.work / "evaluation" / "reward" / "slices.parquet")
 
     @cached_property
     def pictures(self) -> pd.DataFrame | None:
@@ -178,7 +164,7 @@ class RunRecord:
 
     def curves(self) -> Iterator[tuple[str, pd.DataFrame]]:
         """(run, table with a column `step` and one per metric) for every training that logged, in stage order."""
-        for stage in (stage for stage in STAGES_IN_ORDER if stage in self.reached):
+        for stage in STAGES_IN_ORDER:
             if (file := self.work / "logs" / f"{stage}.jsonl").exists():
                 yield from _curves(file)
 

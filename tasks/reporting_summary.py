@@ -44,7 +44,7 @@ def data_counts(record: RunRecord, missing: dict[str, str]) -> dict[str, int] | 
     Raises:
         ReportError: the counts do not add up; names them.
     """
-    checked, split = record.stage("validate"), record.stage("split")
+    checked, split = record.metrics.get("validate"), record.metrics.get("split")
     if checked is None or split is None:
         missing["data"] = _not_reached(record, "validate" if checked is None else "split")
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -63,18 +64,20 @@ def edit(path: Path, change: Callable[[Any], None]) -> None:
     path.write_text(json.dumps(record))
 
 
-def close_gate(root: Path, name: str, low: float, high: float) -> None:
+def close_reward_gate(root: Path, low: float, high: float) -> None:
+    """What the flow leaves when the reward gate stays closed: nothing of the stages behind it."""
     gain = Interval((low + high) / 2, low, high, 0.95, 40, 240)
-    decision = decide(name, [above("MAP gain over tuned PickScore", gain)], {}, {})
-    behind = {"reward": ("load", "promotion"), "promotion": ()}[name]
+    decision = decide("reward", [above("MAP gain over tuned PickScore", gain)], {}, {})
 
     def change(gates: Any) -> None:
-        gates[name] = decision.to_dict()
-        for gate in behind:
+        gates["reward"] = decision.to_dict()
+        for gate in ("load", "promotion"):
             gates.pop(gate)
 
     edit(root / "work/metrics/gates.json", change)
     edit(root / "work/outcome.json", lambda outcome: outcome.update(status="refused", reasons=["closed"]))
+    (root / "work/metrics/evaluate-generator.json").unlink()
+    shutil.rmtree(root / "work/evaluation/generator")
 
 
 def test_the_summary_has_the_keys_of_its_contract(workspace: Workspace) -> None:
@@ -114,21 +117,12 @@ def test_counts_that_do_not_add_up_are_refused(workspace: Workspace) -> None:
         summary(workspace)
 
 
-def test_an_earlier_run_behind_a_closed_gate_is_not_shown(workspace: Workspace) -> None:
-    close_gate(workspace.root, "reward", -0.02, -0.01)
+def test_a_stage_behind_a_closed_gate_is_missing_because_of_it(workspace: Workspace) -> None:
+    close_reward_gate(workspace.root, -0.02, -0.01)
     told = summary(workspace)
     assert told["generator"] is None
     assert "the reward gate is closed" in told["missing"]["generator"]
     assert told["reward"] is not None
-    assert "generator" not in [run for run, _ in read_record(workspace.root).curves()]
-
-
-def test_stages_a_failed_run_did_not_reach_are_not_shown(workspace: Workspace) -> None:
-    reached = {"validate": True, "split": True}
-    edit(workspace.work / "outcome.json", lambda outcome: outcome.update(status="failed", stages=reached))
-    told = summary(workspace)
-    assert told["reward"] is None
-    assert told["data"] is not None
 
 
 def test_nothing_recorded_is_a_clear_error(tmp_path: Path) -> None:
@@ -167,7 +161,7 @@ def test_two_pages_of_one_run_differ_in_the_clock_alone(workspace: Workspace, tm
     [(-0.03, -0.01, "the reward gate said no"), (-0.01, 0.02, "the reward gate could not tell")],
 )
 def test_a_closed_gate_is_the_headline(workspace: Workspace, low: float, high: float, words: str) -> None:
-    close_gate(workspace.root, "reward", low, high)
+    close_reward_gate(workspace.root, low, high)
     said = Page(write_report(workspace).read_text()).text
     assert said.index("Not promoted:") < said.index(words)
     assert "MAP gain over tuned PickScore is" in said
@@ -175,9 +169,12 @@ def test_a_closed_gate_is_the_headline(workspace: Workspace, low: float, high: f
 
 
 def test_a_failed_run_says_so(workspace: Workspace) -> None:
-    change = {"status": "failed", "reasons": ["stage reward: loss is nan at step 3"], "stages": {"validate": False}}
+    change = {"status": "failed", "reasons": ["stage reward: loss is nan at step 3"], "versions": {}}
     edit(workspace.work / "outcome.json", lambda outcome: outcome.update(change))
-    workspace.gates.unlink()
+    for stage in ("gates", "evaluate-reward", "evaluate-generator"):
+        workspace.metrics(stage).unlink()
+    shutil.rmtree(workspace.work / "evaluation")
+    assert summary(workspace)["missing"]["reward"] == "stage 'evaluate-reward' was not reached"
     said = Page(write_report(workspace).read_text()).text
     assert "The run failed. Stage reward: loss is nan at step 3." in said
 
