@@ -2,6 +2,7 @@
 
 from perfusion.governance.decision import Check, Decision, Verdict, at_least, at_most, decide
 from perfusion.governance.gates import load_gate, reward_gate
+from perfusion.governance.lineage import compare_lineage, lineage_record
 from perfusion.governance.promotion import promotion_gate
 
 __all__ = [
@@ -10,7 +11,9 @@ __all__ = [
     "Verdict",
     "at_least",
     "at_most",
+    "compare_lineage",
     "decide",
+    "lineage_record",
     "load_gate",
     "promotion_gate",
     "reward_gate",
