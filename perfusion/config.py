@@ -63,7 +63,7 @@ class ClipConfig(Section):
     """The CLIP backbone: real weights by path or hub id, else a tiny twin trained in the `backbones` stage."""
 
     path: str | None = Field(None, description="directory or hub id of a CLIPModel; None trains the twin")
-    processor: str | None = Field(None, description="directory or hub id of its tokenizer and image processor, if apart")
+    processor: str | None = Field(None, description="where its tokenizer and image processor are, if apart")
     sha256: str | None = Field(None, description="expected hash of the weights file; None skips the check")
     optimiser: OptimiserConfig = OptimiserConfig(steps=1400, lr=3e-3, warmup=50)
     pictures: Count = Field(20000, description="twin: pictures of the pretraining corpus, where it is rendered")
@@ -77,7 +77,7 @@ class ClipConfig(Section):
     keep_phrases: Share = Field(0.5, description="twin: share of a picture's phrases that a caption keeps")
     geometry_weight: float = Field(100.0, ge=0.0, description="twin: weight of the squared error of phrase responses")
     phrase_weight: float = Field(0.33, ge=0.0, description="twin: weight of the cross-entropy inside each family")
-    text_weight: float = Field(3.0, ge=0.0, description="twin: weight of half the squared error of captions to their codes")
+    text_weight: float = Field(3.0, ge=0.0, description="twin: weight of half the squared error of captions")
     contrastive_weight: float = Field(0.3, ge=0.0, description="twin: weight of CLIP's own contrastive loss")
     flip: bool = Field(False, description="twin: mirror half of the pictures; for photographs")
     crop: Share = Field(1.0, description="twin: least side of a random square crop, as a share; 1 never crops")
@@ -106,6 +106,7 @@ class RewardConfig(Section):
     adaptive_hidden: Count = Field(128, description="hidden width of AdaNet (Eq. 4)")
     vision_lr_factor: Positive = Field(0.15, description="learning rate of vision AdaNets, relative; 1 in the paper")
     unknown_dropout: Share = Field(0.5, description="share of training records whose user id is masked; 0 in the paper")
+    feature_dropout: Share = Field(0.0, description="share of the other feature values masked; 0 in the paper")
     scale: Literal["frozen", "learned", "one"] = Field(
         "frozen", description="temperature in Eq. 8: the backbone's, a trained one, or none, the literal form"
     )
@@ -143,7 +144,7 @@ class UNetConfig(Section):
 
     channels: tuple[int, ...] = Field((64, 96), description="channels per resolution, from the finest")
     layers_per_block: Count = 1
-    heads: Count = Field(4, description="heads of the cross-attention, which runs at the coarsest resolution only")
+    heads: Count = Field(4, description="heads of the cross-attention, which runs at all but the finest resolution")
     groups: Count = Field(16, description="groups of the group norms")
 
 
@@ -162,6 +163,7 @@ class DiffusionConfig(Section):
     optimiser: OptimiserConfig = OptimiserConfig(steps=3200, lr=1.2e-3, warmup=50, ema_decay=0.998)
     batch_images: Count = 16
     pictures: Count = Field(12000, description="captioned pictures the twin is pretrained on")
+    flip: bool = Field(False, description="twin: learn from mirrored pictures too; for photographs")
     caption_keep: Share = Field(0.5, description="share of a picture's phrases that a training caption states")
     caption_dropout: Share = Field(0.1, description="share of empty training captions, for guidance")
     codec: CodecConfig = CodecConfig()
@@ -199,7 +201,7 @@ class PreferenceConfig(Section):
         ((0, 1000),), description="noise levels: one half-open range at random, then uniform in it; whole in the paper"
     )
     terminal_groups: int = Field(
-        0, ge=0, description="more groups per micro-batch, at the last noise level (1 forward each if it is pure noise)"
+        0, ge=0, description="more groups, at the last noise level (where that is pure noise: one forward pass each)"
     )
     trainable: Literal["full", "decoder"] = Field("full", description="the U-Net's trained part, for SFT and DPO")
     weight_floor: Positive = Field(0.1, description="SFT: as in diffusion.weight_floor")

@@ -168,7 +168,7 @@ def load_clip(path: str | Path, sha256: str | None = None, processor: str | Path
         raise WeightsError(f"{folder}: config.json says model_type {kind!r}; need a CLIPModel ('clip')")
     helpers = folder if processor is None else _resolve(processor, weights=False)
     try:
-        clip = CLIPModel.from_pretrained(folder)
+        clip = CLIPModel.from_pretrained(folder, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(helpers)
         images = AutoImageProcessor.from_pretrained(helpers)
     except (OSError, ValueError, SafetensorError) as error:

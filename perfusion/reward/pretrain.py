@@ -63,9 +63,12 @@ def picture_targets(labels: Tensor, sizes: list[int], codes: Tensor) -> tuple[Te
 
 
 def caption_targets(captions: list[str], codes: Mapping[str, Tensor]) -> Tensor:
-    """(n, P): the normalised sum of the codes of each caption's phrases."""
-    summed = [torch.stack([codes[phrase] for phrase in caption.split(", ")]).sum(0) for caption in captions]
-    return functional.normalize(torch.stack(summed), dim=-1)
+    """(n, P): the sum of the codes of each caption's phrases.
+
+    The sum is not normalised, although CLIP's cosine would not see it: a taste is added to this embedding, and only
+    where its length grows with the number of phrases does the taste weigh the same against each of them.
+    """
+    return torch.stack([torch.stack([codes[phrase] for phrase in caption.split(", ")]).sum(0) for caption in captions])
 
 
 def augment(pixels: Tensor, config: ClipConfig, generator: torch.Generator) -> Tensor:
@@ -122,7 +125,7 @@ def _loss(
     """The pretraining loss of one batch; `captions` belong to the first pictures that are `paired`."""
     clip = backbone.clip
     image = functional.normalize(clip.get_image_features(backbone.prepare(pixels)).pooler_output, dim=-1)
-    text = functional.normalize(clip.get_text_features(**backbone.tokens([*captions, *named])).pooler_output, dim=-1)
+    text = clip.get_text_features(**backbone.tokens([*captions, *named])).pooler_output
     scale = clip.logit_scale.exp()
 
     target, known = picture_targets(labels, sizes, codes)
@@ -133,8 +136,8 @@ def _loss(
         for part, label in zip(response.split(sizes, dim=1), labels.T, strict=True)
     ]
     phrase = torch.stack(inside).sum() / (labels >= 0).sum()
-    text_error = 1 - (text * torch.cat([caption_targets(captions, named), codes])).sum(-1).mean()
-    logits = scale * text[: len(captions)] @ image[: len(paired)][paired].T
+    text_error = (text - torch.cat([caption_targets(captions, named), codes])).square().sum(-1).mean() / 2
+    logits = scale * functional.normalize(text[: len(captions)], dim=-1) @ image[: len(paired)][paired].T
     same = torch.arange(len(captions))
     contrastive = (functional.cross_entropy(logits, same) + functional.cross_entropy(logits.T, same)) / 2
     loss = (

@@ -32,7 +32,7 @@ from perfusion.reward.losses import group_auc, group_loss, group_loss_minimum, p
 from perfusion.reward.model import PerFusionRM
 from perfusion.seeding import generator_for, seed_step
 
-__all__ = ["mask_identities", "train_pickscore", "train_reward"]
+__all__ = ["mask_users", "train_pickscore", "train_reward"]
 
 Tables = Mapping[str, GroupTable]
 
@@ -116,7 +116,7 @@ def train_reward(
     def batch_at(step: int) -> Candidates:
         rows = batch_rows(len(table), config.batch_groups, step, run.seed, run.name)
         generator = generator_for(run.seed, run.name, "unknown", step)
-        users = mask_identities(table.users[owner[rows]], config.unknown_dropout, generator)
+        users = mask_users(table.users[owner[rows]], config.unknown_dropout, config.feature_dropout, generator)
         prompts = _prompts(table, rows, run, step, config.shuffle_phrases)
         return gather(table, rows, prompts, users, model.blind, images)
 
@@ -130,12 +130,19 @@ def train_reward(
     return metrics
 
 
-def mask_identities(users: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Set the last feature, the user's id, to unknown in `share` of the rows of (B, F); the profile stays."""
-    masked = torch.rand(len(users), generator=generator) < share
-    users = users.clone()
-    users[masked, -1] = 0
-    return users
+def mask_users(users: Tensor, identity: float, feature: float, generator: torch.Generator) -> Tensor:
+    """Set features to unknown, at random, in a copy of (B, F): the user's id (the last) and each other feature.
+
+    Masked ids teach what the profile alone says, which is all there is for a new user; masked features keep the
+    crossing from learning by heart what one combination of features happened to pick.
+
+    Args:
+        identity: share of rows whose id is masked.
+        feature: share of the other values that are masked.
+    """
+    share = torch.full((users.shape[1],), feature)
+    share[-1] = identity
+    return users.masked_fill(torch.rand(users.shape, generator=generator) < share, 0)
 
 
 def _train(

@@ -15,7 +15,7 @@ from perfusion.loop import TrainingRun
 from perfusion.reward import PerFusionRM, pretrain_clip, train_pickscore, train_reward, twin
 from perfusion.reward.batches import BestWeights, batch_rows, embed_pictures, gather, measure, spread
 from perfusion.reward.losses import group_auc, group_loss
-from perfusion.reward.train import mask_identities
+from perfusion.reward.train import mask_users
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 60, 230), "grey": (128, 128, 128)}
 CLIP = ClipConfig(
@@ -186,11 +186,14 @@ def test_epochs_visit_every_group_once_and_batches_depend_on_the_step_alone():
         batch_rows(0, 4, 0, 0, "reward")
 
 
-def test_masking_hides_the_identity_and_nothing_else():
-    users = torch.full((2000, 3), 5)
-    masked = mask_identities(users, 0.25, torch.Generator().manual_seed(0))
+def test_masking_hides_identities_and_features_at_their_own_rates():
+    users = torch.full((4000, 3), 5)
+    masked = mask_users(users, 0.25, 0.0, torch.Generator().manual_seed(0))
     assert (masked[:, :2] == 5).all()
-    assert (masked[:, 2] == 0).float().mean().item() == pytest.approx(0.25, abs=0.04)
+    assert (masked[:, 2] == 0).float().mean().item() == pytest.approx(0.25, abs=0.03)
+    masked = mask_users(users, 0.0, 0.1, torch.Generator().manual_seed(0))
+    assert (masked[:, 2] == 5).all()
+    assert (masked[:, :2] == 0).float().mean().item() == pytest.approx(0.1, abs=0.02)
     assert (users == 5).all()
 
 
