@@ -53,16 +53,16 @@ class DiffusionBackbone:
 
 
 def build_unet(config: DiffusionConfig, image_size: int) -> UNet2DConditionModel:
-    """The tiny twin's U-Net: cross-attention at the coarsest resolution only, plain blocks above it."""
+    """The tiny twin's U-Net: cross-attention everywhere but at the finest resolution."""
     shape = config.unet
-    plain = len(shape.channels) - 1
+    crossed = len(shape.channels) - 1
     return UNet2DConditionModel(
         sample_size=image_size // config.codec.patch,
         in_channels=config.codec.latent_channels,
         out_channels=config.codec.latent_channels,
         block_out_channels=shape.channels,
-        down_block_types=("DownBlock2D",) * plain + ("CrossAttnDownBlock2D",),
-        up_block_types=("CrossAttnUpBlock2D",) + ("UpBlock2D",) * plain,
+        down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * crossed,
+        up_block_types=("CrossAttnUpBlock2D",) * crossed + ("UpBlock2D",),
         layers_per_block=shape.layers_per_block,
         cross_attention_dim=config.text.width,
         attention_head_dim=shape.heads,

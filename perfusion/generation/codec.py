@@ -104,7 +104,8 @@ class PatchCodec(ModelMixin, ConfigMixin):
         _set(self.analysis, (basis * scale).T, -(mean @ basis) * scale)
         _set(self.synthesis, (basis / scale).T, torch.zeros(3))
         # the mean patch is the last layer's bias: PixelShuffle orders channels as unfold does
-        _set(self.residual[-2], torch.zeros_like(self.residual[-2].weight), mean)
+        last: Any = self.residual[-2]
+        _set(last, torch.zeros_like(last.weight), mean)
 
 
 def _set(layer: Any, weight: Tensor, bias: Tensor) -> None:

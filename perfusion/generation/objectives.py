@@ -154,7 +154,10 @@ def spread_errors(batch: GroupBatch, prediction: Tensor) -> Tensor:
 def preference_loss(
     gap: Tensor, batch: GroupBatch, scheduler: DDIMScheduler, config: PreferenceConfig, pairs: bool
 ) -> Tensor:
-    """Mean loss of a batch, nats: Eq. 13 over groups or Eq. 19 over pairs, with the options of `config`.
+    """Loss of a batch, nats: Eq. 13 over groups or Eq. 19 over pairs, with the options of `config`.
+
+    The mean over groups; groups taken to the last noise level have a mean of their own, which is added: they are cheap
+    and many, and would drown the others.
 
     Args:
         gap: (B, N) s = err_theta - err_ref.
@@ -169,7 +172,10 @@ def preference_loss(
         if isinstance(config, GeneratorConfig):
             options = {"objective": config.objective, "reduction": config.reduction}
         loss = group_preference_loss(gap, batch.picked, batch.valid, beta=beta, **options)
-    return (loss * (beta / config.beta) ** -config.loss_balance).mean()
+    loss = loss * (beta / config.beta) ** -config.loss_balance
+    terminal = config.terminal_groups
+    parts = loss.split([len(loss) - terminal, terminal])
+    return torch.stack([part.mean() for part in parts if len(part)]).sum()
 
 
 def clamp_losers(gap: Tensor, picked: Tensor, limit: Tensor) -> Tensor:

@@ -40,7 +40,8 @@ def pretrain_diffusion(corpus: Corpus, config: DiffusionConfig, out: Path, run: 
     """
     codec, codec_metrics = train_codec(corpus.pixels, config.codec, replace(run, name=f"{run.name}-codec"))
     codec.requires_grad_(False)
-    latents = _encode_all(codec, corpus.pixels)
+    views = [_encode_all(codec, pixels) for pixels in _views(corpus.pixels, config.flip)]
+    latents = torch.stack(views, 1)  # (n, views, C, H, W)
     tokenizer = build_tokenizer(
         [phrase for values in corpus.families.values() for phrase in values], config.text.length
     )
@@ -54,7 +55,7 @@ def pretrain_diffusion(corpus: Corpus, config: DiffusionConfig, out: Path, run: 
         rows = torch.randint(len(latents), (config.batch_images,))
         captions = _captions(corpus, rows, config, generator_for(run.seed, run.name, "captions", step))
         context = embed_tokens(text_encoder, tokenise(tokenizer, captions))
-        z = latents[rows]
+        z = latents[rows, torch.randint(latents.shape[1], (len(rows),))]
         noise = torch.randn_like(z)
         t = spread_timesteps(len(z), scheduler.config.num_train_timesteps, config.level_skew)
         prediction = unet(scheduler.add_noise(z, noise, t), t, context).sample
@@ -88,6 +89,11 @@ def _captions(corpus: Corpus, rows: Tensor, config: DiffusionConfig, generator: 
         "" if blank else corpus.caption(row, generator, share)
         for row, blank, share in zip(rows.tolist(), empty.tolist(), shares, strict=True)
     ]
+
+
+def _views(pixels: Tensor, flip: bool) -> list[Tensor]:
+    """The pictures, and where asked for their mirror images."""
+    return [pixels, pixels.flip(-1)] if flip else [pixels]
 
 
 @torch.no_grad()
