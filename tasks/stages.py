@@ -113,12 +113,13 @@ def pickscore(run: StageRun) -> Metrics:
 
 
 def reward(run: StageRun) -> Metrics:
-    """Train PerFusionRM."""
+    """Train PerFusionRM around the tuned baseline (App. B.3) or the untuned CLIP."""
     from perfusion.reward import train_reward
 
-    config = run.params.reward
-    with whole(run.workspace.reward) as (out,):
-        return train_reward(_tables(run), run.workspace.clip, config, out, run.training("reward", config.optimiser))
+    config, paths = run.params.reward, run.workspace
+    backbone = paths.pickscore if config.backbone == "pickscore" else paths.clip
+    with whole(paths.reward) as (out,):
+        return train_reward(_tables(run), backbone, config, out, run.training("reward", config.optimiser))
 
 
 def evaluate_reward(run: StageRun) -> Metrics:
