@@ -35,6 +35,10 @@ def sample(
       perfusion data sample --users 600 --seed 0 --out data
       perfusion data sample --users 40 --dirt --out /tmp/dirty
     """
+    from perfusion.errors import DataError
+
+    if out.exists() and not replace:
+        raise DataError(f"{out}: is there already; name another folder with --out, or give --replace")
     from perfusion.world import write_marketplace
 
     content = write_marketplace(out, users=users, seed=seed, dirt=dirt, personal=personal, replace=replace)
@@ -80,6 +84,8 @@ def validate(
 def describe(folder: Folder, as_json: AsJson = False) -> None:
     """Count users, prompts, group records and pictures (the paper's Table 1), and list the user features.
 
+    Records that lack a user, a prompt, pictures or picks are left out and counted as incomplete.
+
     Examples:
 
       perfusion data describe data
@@ -93,7 +99,14 @@ def describe(folder: Folder, as_json: AsJson = False) -> None:
         for name, column in dataset.users.items()
         if name != "user_id"
     }
-    facts = {"content_hash": content_hash(folder), **table_one(dataset.groups), "user_features": features}
+    whole = dataset.groups.dropna(subset=["user_id", "prompt", "image_ids", "picked"])
+    incomplete = len(dataset.groups) - len(whole)
+    facts = {
+        "content_hash": content_hash(folder),
+        **table_one(whole),
+        "incomplete": incomplete,
+        "user_features": features,
+    }
     if as_json:
         print_json(facts)
         return

@@ -57,7 +57,7 @@ def log_reward(registry: Registry, run_id: str, name: str, model: Path, users: P
     encoder = FeatureEncoder.load(model / "features.json")
     picture = encode_png(np.full((48, 48, 3), 255, np.uint8))
     example = pd.DataFrame([{"user_id": _somebody(users), "prompt": "dress, v-neck, slim-fit", "image": picture}])
-    kinds = {"image": DataType.binary, "images": Array(DataType.binary)}
+    kinds: dict[str, DataType | Array] = {"image": DataType.binary, "images": Array(DataType.binary)}
     pictures = [ColSpec(kind, name, required=False) for name, kind in kinds.items()]
     signature = ModelSignature(
         inputs=Schema([_USER, ColSpec(DataType.string, "prompt"), *pictures, *_features(encoder)]),

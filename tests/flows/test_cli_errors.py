@@ -114,3 +114,23 @@ def test_doctor_speaks_json_and_knows_the_twins(capsys: pytest.CaptureFixture[st
 def test_every_command_is_registered_once() -> None:
     names = [command.name for command in app.registered_commands]
     assert len(names) == len(set(names)) == 12
+
+
+def test_data_is_made_described_and_judged(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    folder = str(tmp_path / "sample")
+    code, out, _ = run(capsys, "data", "sample", "--users", "6", "--dirt", "--out", folder)
+    assert code == 0
+    content = out.split()[-1]
+    code, _, err = run(capsys, "data", "sample", "--users", "6", "--out", folder)
+    assert code == 2
+    assert "is there already" in err
+    code, out, _ = run(capsys, "data", "describe", folder, "--json")
+    facts = json.loads(out)
+    assert code == 0
+    assert facts["content_hash"] == content
+    assert facts["incomplete"] > 0
+    assert facts["user_features"]["style"]["kind"] == "str"
+    code, out, _ = run(capsys, "data", "validate", folder, "--json")
+    judged = json.loads(out)
+    assert code == (0 if judged["decision"]["verdict"] == "pass" else 2)
+    assert judged["report"]["quarantined"] > 0
