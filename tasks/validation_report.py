@@ -59,14 +59,15 @@ def _no_comparison(report: Mapping[str, Any]) -> str:
 
 
 def _rules(failed: list[Mapping[str, Any]]) -> Iterator[Text]:
-    """Three lines a rule, most failures first: what failed, an example, what to do. Lines are cut, not wrapped."""
+    """Three lines a rule, most failures first: what failed, an example (cut at the line's end), what to do."""
     yield Text("Rules that failed")
     for row in sorted(failed, key=lambda row: -row["failed"]):
         example = row["examples"][0]
         shown = f"{example['record_id']} ({example['file']}, row {example['row']}): {example['value']}"
         failures = f"{row['rule']} ({row['table']}): {row['failed']} of {row['checked']} break it: {row['says']}"
-        for line in (f"  {failures}", f"      e.g. {shown}", f"      remedy: {row['remedy']}"):
-            yield Text(line, no_wrap=True, overflow="ellipsis")
+        yield Text(f"  {failures}")
+        yield Text(f"      e.g. {shown}", no_wrap=True, overflow="ellipsis")
+        yield Text(f"      remedy: {row['remedy']}")
 
 
 def _changes(report: Mapping[str, Any]) -> Iterator[Text]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from perfusion.config import DataConfig
@@ -10,7 +11,8 @@ from perfusion.governance.decision import Check, Decision, at_least, at_most, de
 
 __all__ = ["data_gate"]
 
-WORST_RULES = 5
+WORST_RULES = 8
+MEANT = "if the change is meant, remove work/accepted.json: the next run compares with nothing"
 
 
 def data_gate(report: Mapping[str, Any], config: DataConfig) -> Decision:
@@ -23,7 +25,7 @@ def data_gate(report: Mapping[str, Any], config: DataConfig) -> Decision:
     checks = [
         *_schema(report),
         at_least("valid group records", report.get("valid"), config.min_groups),
-        _bad_share(report, bad, config),
+        *_bad_share(report, bad, config),
         *_coverage(report, config),
         *_drift(report, config),
     ]
@@ -57,28 +59,30 @@ def _schema(report: Mapping[str, Any]) -> Iterator[Check]:
             yield Check("schema", "pass", "schema: every required column is there; no accepted data to compare with")
         return
     for name in changes["missing"]:
-        yield Check("schema", "fail", f"schema: feature {name!r} of the accepted data is missing in users.parquet")
+        reason = f"schema: feature {name!r} of the accepted data is missing in users.parquet"
+        yield Check("schema", "fail", f"{reason}; {MEANT}")
     for name in changes["retyped"]:
-        yield Check("schema", "fail", f"schema: feature {name!r} has turned from text to numbers or back")
+        yield Check("schema", "fail", f"schema: feature {name!r} has turned from text to numbers or back; {MEANT}")
     if not changes["missing"] and not changes["retyped"]:
         new = f"; new: {', '.join(changes['new'])}" if changes["new"] else ""
         yield Check("schema", "pass", f"schema: every required column and every accepted feature is there{new}")
 
 
-def _bad_share(report: Mapping[str, Any], bad: float | None, config: DataConfig) -> Check:
-    """The bad share, and when it fails the rules that failed most, with one example each."""
+def _bad_share(report: Mapping[str, Any], bad: float | None, config: DataConfig) -> Iterator[Check]:
+    """The bad share, and when it fails the rules that failed most, with an example and the remedy of each."""
     check = at_most("quarantined share of group records", bad, config.max_bad_share)
+    yield _with_remedy(check, "quarantine/groups.parquet holds every bad record with its rule and value")
     if check.verdict != "fail":
-        return check
+        return
     failed = [row for row in report.get("rules") or [] if row["table"] == "groups" and row["failed"]]
-    worst = sorted(failed, key=lambda row: -row["failed"])[:WORST_RULES]
-    return Check(check.name, "fail", "; ".join([check.reason, *map(_tell, worst)]))
+    for row in sorted(failed, key=lambda row: -row["failed"])[:WORST_RULES]:
+        yield Check(row["rule"], "fail", _tell(row))
 
 
 def _tell(row: Mapping[str, Any]) -> str:
     example = row["examples"][0] if row["examples"] else None
     seen = f", e.g. {example['record_id']}: {example['value']}" if example else ""
-    return f"{row['rule']} failed {row['failed']} of {row['checked']}{seen} ({row['remedy']})"
+    return f"rule {row['rule']} failed {row['failed']} of {row['checked']}{seen}; {row['remedy']}"
 
 
 def _coverage(report: Mapping[str, Any], config: DataConfig) -> Iterator[Check]:
@@ -87,7 +91,8 @@ def _coverage(report: Mapping[str, Any], config: DataConfig) -> Iterator[Check]:
         yield at_least("coverage of users' features", None, config.min_coverage)
         return
     for name, share in coverage.items():
-        yield at_least(f"coverage of feature {name!r}", share, config.min_coverage)
+        check = at_least(f"coverage of feature {name!r}", share, config.min_coverage)
+        yield _with_remedy(check, "fill the feature in, or leave its column out of users.parquet")
 
 
 def _drift(report: Mapping[str, Any], config: DataConfig) -> Iterator[Check]:
@@ -101,4 +106,9 @@ def _drift(report: Mapping[str, Any], config: DataConfig) -> Iterator[Check]:
     for row in drift:
         # With few rows chance alone exceeds the customary limit; then the limit is what chance gives.
         limit = max(config.max_drift, row["psi_by_chance"] or 0.0)
-        yield at_most(f"drift (population stability index) of {row['name']!r}", row["psi"], limit)
+        check = at_most(f"drift (population stability index) of {row['name']!r}", row["psi"], limit)
+        yield _with_remedy(check, MEANT)
+
+
+def _with_remedy(check: Check, remedy: str) -> Check:
+    return check if check.verdict == "pass" else replace(check, reason=f"{check.reason}; {remedy}")

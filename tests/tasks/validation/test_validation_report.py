@@ -50,7 +50,8 @@ def test_the_gate_closes_when_too_much_is_bad_and_names_the_worst_rule(market: A
     result = market.run()
     decision = data_gate(result.report, SMALL)
     assert decision.verdict == "fail"
-    assert "0.1667, may be at most 0.1; user_known failed 4 of 24, e.g. r0: nobody" in decision.reasons[0]
+    assert "0.1667, may be at most 0.1; quarantine/groups.parquet" in decision.reasons[0]
+    assert "rule user_known failed 4 of 24, e.g. r0: nobody; add the user" in decision.reasons[1]
     assert data_gate(result.report, DataConfig(min_groups=10, max_bad_share=0.2)).passed
 
 
