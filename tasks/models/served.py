@@ -43,10 +43,10 @@ class Served:
 
 
 def load_served(registry: Registry, name: str, version: int | None = None) -> Served:
-    """Load a version of the registered model `name`; None takes the champion.
+    """Load a version of the registered model `name`, after checking its files; None takes the champion.
 
     Raises:
-        GateError: there is no champion, or no such version.
+        GateError: there is no champion, or no such version, or its files are not those that were registered.
     """
     chosen = registry.version(name, CHAMPION) if version is None else version
     if chosen is None:
@@ -58,6 +58,7 @@ def load_served(registry: Registry, name: str, version: int | None = None) -> Se
         registry.client.get_model_version(name, str(chosen))
     except MlflowException as error:
         raise GateError(f"{name} version {chosen}: {error.message}; `perfusion history` lists versions") from None
+    registry.files(name, chosen)
     mlflow.set_tracking_uri(registry.client.tracking_uri)
     mlflow.set_registry_uri(registry.client.tracking_uri)
     return Served(name, chosen, load_model(f"models:/{name}/{chosen}"))

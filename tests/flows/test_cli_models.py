@@ -99,6 +99,20 @@ def test_generate_takes_features_of_a_new_user_and_refuses_unknown_ones(
         assert message in err
 
 
+def test_altered_files_are_not_served(
+    shop: Registry, capsys: pytest.CaptureFixture[str], tmp_path: Path, built: Path
+) -> None:
+    crown(shop, 1)
+    code_of_version_1 = next(file for file in sorted(built.rglob("serve_generator.py")) if "/code/" not in str(file))
+    code_of_version_1.write_text(code_of_version_1.read_text() + "\n# altered\n")
+    versions = [run(capsys, "generate", "--prompt", "dress", "--version", v, "--out", str(tmp_path)) for v in "12"]
+    code, _, err = next(result for result in versions if result[0] != 0)
+    code_of_version_1.write_text(code_of_version_1.read_text().removesuffix("\n# altered\n"))
+    assert code == 2
+    assert "different: serve_generator.py" in err
+    assert sum(result[0] == 0 for result in versions) == 1
+
+
 def test_score_ranks_picture_files(shop: Registry, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     crown(shop, 1)
     files = []

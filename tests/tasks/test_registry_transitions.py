@@ -119,6 +119,16 @@ def test_a_generator_is_not_promoted_without_the_reward_that_judged_it(registry:
         registry.promote({GENERATOR: later[GENERATOR]}, expected=registry.champions("shop"), decisions=PASSED)
 
 
+def test_a_new_generator_may_join_the_reward_that_serves_already(registry: Registry, tmp_path: Path) -> None:
+    first = promote_pair(registry, tmp_path)
+    second = {REWARD: first[REWARD], GENERATOR: make_version(registry, tmp_path, GENERATOR, judged_by=first[REWARD])}
+    done = registry.promote(second, expected=registry.champions("shop"), decisions=PASSED)
+    assert done.moves == {GENERATOR: (1, 2)}
+    assert registry.champions("shop") == second
+    registry.rollback("shop")
+    assert registry.champions("shop") == first
+
+
 def test_rollback_returns_the_exact_bytes_of_both(registry: Registry, tmp_path: Path) -> None:
     first = promote_pair(registry, tmp_path)
     recorded = {name: registry.files(name, version) for name, version in first.items()}
