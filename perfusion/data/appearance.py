@@ -134,7 +134,7 @@ def colour_names(lab: Floats) -> NDArray[np.int64]:
 
 
 def _mean_contrast(lightness: Floats, mask: Mask) -> Floats:
-    """How much a pixel's lightness differs from its four neighbours' mean, over pixels with all four in the mask, (n,)."""
+    """How much a pixel's lightness differs from its four neighbours' mean, over pixels with all in the mask, (n,)."""
     inner = mask & np.logical_and.reduce(_neighbours(mask))
     difference = np.abs(lightness - np.mean(_neighbours(lightness), axis=0))
     return np.where(inner, difference, 0).sum((1, 2)) / np.maximum(inner.sum((1, 2)), 1)

@@ -17,6 +17,7 @@ from perfusion.data.layout import write_dataset
 from perfusion.data.pictures import encode_png
 from perfusion.errors import DataError
 from perfusion.loop import Progress
+from perfusion.world.dirt import plant
 from perfusion.world.garments import render
 from perfusion.world.judge import Reading, read
 from perfusion.world.merchants import Merchants, user_name
@@ -54,6 +55,10 @@ class Truth:
     def _row(self) -> dict[str, int]:
         return {image_id: row for row, image_id in enumerate(self.records.image_ids)}
 
+    @cached_property
+    def _number(self) -> dict[str, int]:
+        return {user_name(number): number for number in range(self.users)}
+
     def codes(self, image_ids: Sequence[str]) -> NDArray[np.int64]:
         """The garments that stored pictures show, (n, 8).
 
@@ -77,11 +82,10 @@ class Truth:
 
     def numbers(self, user_ids: Sequence[str]) -> NDArray[np.int64]:
         """Merchants' numbers, (n,)."""
-        known = {user_name(number): number for number in range(self.users)}
-        strangers = [user for user in user_ids if user not in known]
+        strangers = [user for user in user_ids if user not in self._number]
         if strangers:
             raise DataError(f"user {strangers[0]!r}: not one of this world's {self.users} merchants")
-        return np.array([known[user] for user in user_ids], np.int64)
+        return np.array([self._number[user] for user in user_ids], np.int64)
 
     @staticmethod
     def read(pixels: Tensor) -> Reading:
@@ -113,8 +117,6 @@ def write_marketplace(
     world = {"world": "flat-lay", "version": VERSION, "users": users, "seed": seed, "personal": personal}
     beside = {"world.json": json.dumps(world).encode()}
     if dirt:
-        from perfusion.world.dirt import plant
-
         table, groups, images, planted = plant(table, groups, images, seed)
         beside["dirt.json"] = json.dumps(planted, indent=1).encode()
     write_dataset(out, table, groups, images, beside=beside, replace=replace)
