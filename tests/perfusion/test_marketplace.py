@@ -182,9 +182,9 @@ def test_the_control_differs_in_its_picks_only():
 
 @pytest.fixture(scope="module")
 def tables(tmp_path_factory):
-    """A marketplace of 150 merchants, split; returns (data, tables)."""
+    """A marketplace of 80 merchants, split; returns (data, tables)."""
     root = tmp_path_factory.mktemp("market")
-    write_marketplace(root / "data", users=150, seed=0)
+    write_marketplace(root / "data", users=80, seed=0)
     split_dataset(root / "data", DataConfig(), root / "split")
     return root / "data", load_tables(root / "data", root / "split", image_size=1)
 
@@ -215,7 +215,7 @@ def _sizes(table) -> list[tuple[int, int]]:
 
 def test_nothing_personal_is_reachable_in_the_control(tables, tmp_path):
     """With b = 0 the learned tastes gain nothing over the user-blind oracle."""
-    write_marketplace(tmp_path / "data", users=150, seed=0, personal=False)
+    write_marketplace(tmp_path / "data", users=80, seed=0, personal=False)
     split_dataset(tmp_path / "data", DataConfig(), tmp_path / "split")
     splits = load_tables(tmp_path / "data", tmp_path / "split", image_size=1)
     scores = reference_scores(load_truth(tmp_path / "data"), splits)
