@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import textwrap
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -22,7 +23,7 @@ ScorerName = Literal["aesthetic", "clip_score", "pickscore", "perfusion_rm"]
 class Section(BaseModel):
     """Base of every parameter section: frozen, and closed to unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
 
 class OptimiserConfig(Section):
@@ -153,7 +154,9 @@ class SamplingConfig(Section):
 
     steps: Count = Field(20, description="denoising steps; best a divisor of 1000")
     guidance_scale: float = Field(2.0, ge=0.0, description="weight g of the prompt; 1 samples without guidance")
-    eta: Share = Field(0.98, description="fresh noise per step: 0 = DDIM, 1 = DDPM (1 is undefined at zero terminal SNR)")
+    eta: Share = Field(
+        0.98, description="fresh noise per step: 0 = DDIM, 1 = DDPM (1 is undefined at zero terminal SNR)"
+    )
 
 
 class DiffusionConfig(Section):
@@ -195,7 +198,8 @@ class PreferenceConfig(Section):
     beta_floor: Share = Field(0.15, description="least share of beta, near pure noise, where a pivot is given")
     loss_balance: Share = Field(0.0, description="the loss is multiplied by (beta_t / beta)^-this; 0 in the paper")
     loser_clamp: Positive | None = Field(
-        None, description="largest beta * gap of an unpicked picture that still earns anything; None, the paper, no limit"
+        None,
+        description="largest beta * gap of an unpicked picture that still earns anything; None, the paper, no limit",
     )
     timestep_ranges: tuple[tuple[int, int], ...] = Field(
         ((0, 1000),), description="noise levels: one half-open range at random, then uniform in it; whole in the paper"
@@ -298,6 +302,17 @@ class Params(Section):
         return self
 
 
+class _OnceLoader(yaml.SafeLoader):
+    """Safe YAML in which a key stands once: of two, one would be ignored in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"key {twice[0]!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def load_params(path: Path | str) -> Params:
     """Read a parameter file.
 
@@ -306,9 +321,11 @@ def load_params(path: Path | str) -> Params:
     """
     path = Path(path)
     try:
-        raw = yaml.safe_load(path.read_text())
+        raw = yaml.load(path.read_text(), _OnceLoader)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such parameter file; shipped ones are params.yaml and params/*.yaml") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not a readable parameter file: {error}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     try:
@@ -320,8 +337,13 @@ def load_params(path: Path | str) -> Params:
 def _explain(path: Path, item: Any) -> str:
     """One line per mistake: file, key, value, rule, and the nearest known key for an unknown one."""
     key = ".".join(map(str, item["loc"]))
+    if item["type"] == "value_error":  # a rule over several keys: its message names them
+        return f"{path}: {key and key + ': '}{item['ctx']['error']}"
+    if item["type"] == "missing":
+        return f"{path}: {key}: required key is missing"
     if item["type"] != "extra_forbidden":
-        return f"{path}: {key} = {item.get('input')!r}: {item['msg']}"
+        value = textwrap.shorten(repr(item.get("input")), 80, placeholder="...")
+        return f"{path}: {key or 'the file'} = {value}: {item['msg']}"
     section: Any = Params
     for part in item["loc"][:-1]:
         section = section.model_fields[part].annotation
