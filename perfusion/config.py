@@ -66,7 +66,7 @@ class ClipConfig(Section):
     path: str | None = Field(None, description="directory or hub id of a CLIPModel; None trains the twin")
     processor: str | None = Field(None, description="where its tokenizer and image processor are, if apart")
     sha256: str | None = Field(None, description="expected hash of the weights file; None skips the check")
-    optimiser: OptimiserConfig = OptimiserConfig(steps=1400, lr=3e-3, warmup=50)
+    optimiser: OptimiserConfig = OptimiserConfig(steps=1200, lr=3e-3, warmup=50)
     pictures: Count = Field(20000, description="twin: pictures of the pretraining corpus, where it is rendered")
     width: Count = Field(96, description="twin: hidden width of both towers")
     layers: Count = Field(3, description="twin: Transformer layers of each tower")
@@ -96,12 +96,12 @@ class PickScoreConfig(Section):
 class RewardConfig(Section):
     """PerFusionRM (Eq. 2-9)."""
 
-    optimiser: OptimiserConfig = OptimiserConfig(steps=450, lr=3e-3, warmup=30, weight_decay=0.1)
+    optimiser: OptimiserConfig = OptimiserConfig(steps=450, lr=3e-3, warmup=30, weight_decay=0.5)
     batch_groups: Count = Field(64, description="groups a step; 128 in App. B.3")
     backbone: Literal["pickscore", "clip"] = Field("pickscore", description="frozen towers; PickScore in App. B.3")
     variant: Literal["full", "shared", "vision_only", "text_only"] = Field("full", description="Fig. 5")
     embedding_dim: Count = Field(16, description="width of each feature embedding")
-    embedding_std: Positive = Field(1.0, description="standard deviation of the initial embeddings")
+    embedding_std: Positive = Field(0.3, description="standard deviation of the initial embeddings")
     cross_layers: Count = Field(3, description="layers of the cross network (Eq. 2)")
     cross_norm: bool = Field(True, description="LayerNorm on the cross network's output; off in the paper")
     adaptive_hidden: Count = Field(128, description="hidden width of AdaNet (Eq. 4)")

@@ -52,14 +52,14 @@ def picture_targets(labels: Tensor, sizes: list[int], codes: Tensor) -> tuple[Te
         codes: (K, P).
 
     Returns:
-        (n, P) unit vectors, the normalised sum of the codes of the known phrases, and (n, K) bool, the phrases of the
-        families that are known.
+        (n, P) sums of the codes of the known phrases, divided by the root of A so that a picture of which all is known
+        has norm 1 and a phrase weighs the same in every picture; and (n, K) bool, the phrases of known families.
     """
     offsets = torch.tensor([0, *sizes[:-1]]).cumsum(0)
     known = labels >= 0
     rows = (labels.clamp(min=0) + offsets).flatten()
     summed = (codes[rows].view(*labels.shape, -1) * known[..., None]).sum(1)
-    return functional.normalize(summed, dim=-1), known.repeat_interleave(torch.tensor(sizes), dim=1)
+    return summed / len(sizes) ** 0.5, known.repeat_interleave(torch.tensor(sizes), dim=1)
 
 
 def caption_targets(captions: list[str], codes: Mapping[str, Tensor]) -> Tensor:

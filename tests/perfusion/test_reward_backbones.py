@@ -67,7 +67,7 @@ def test_targets_sum_the_codes_of_what_is_known():
     codes = phrase_codes([2, 3], 8, seed=0)
     target, known = picture_targets(torch.tensor([[1, 2], [0, -1]]), [2, 3], codes)
     torch.testing.assert_close(target[0], (codes[1] + codes[4]) / 2**0.5)
-    torch.testing.assert_close(target[1], codes[0])
+    torch.testing.assert_close(target[1], codes[0] / 2**0.5)
     assert known.tolist() == [[True] * 5, [True, True, False, False, False]]
     named = dict(zip("abcde", codes, strict=True))
     torch.testing.assert_close(caption_targets(["e, b", "a"], named), torch.stack([codes[4] + codes[1], codes[0]]))
