@@ -18,6 +18,7 @@ __all__ = ["Axis", "Reference", "axis_for", "curve_svg", "panels"]
 # Colours that stand for the page's own, so that one drawing serves light, dark and print.
 _INK, _CURVE = "#010203", "#040506"
 _SKIPPED = frozenset({"lr", "grad_norm", "step"})
+_TELLING = ("loss", "valid_loss", "valid_gauc", "implicit_accuracy", "psnr", "err_theta")
 MAX_PANELS = 3
 
 
@@ -55,7 +56,7 @@ def axis_for(
         return None
     values += [reference.value for reference in references] + ([0.0] if zero else [])
     low, high = min(values), max(values)
-    margin = 0.06 * (high - low) or 0.05 * max(abs(high), 1e-6)
+    margin = 0.06 * (high - low) or 0.05 * max(abs(high), 1.0)
     low, high = low - margin, high + margin
     return Axis(low, high, tuple(_ticks(low, high, count)), tuple(references), zero)
 
@@ -70,9 +71,10 @@ def _ticks(low: float, high: float, count: int) -> list[float]:
 
 
 def panels(table: pd.DataFrame) -> list[str]:
-    """The metrics of a training worth a picture: the loss first, then in the order they were logged."""
-    names = [name for name in table.columns if name not in _SKIPPED and table[name].notna().sum() > 1]
-    return sorted(names, key=lambda name: name != "loss")[:MAX_PANELS]
+    """The metrics of a training worth a picture: those that tell most first, the others as they were logged."""
+    names = [str(name) for name in table.columns if name not in _SKIPPED and table[name].notna().sum() > 1]
+    telling = [name for name in _TELLING if name in names]
+    return [*telling, *(name for name in names if name not in telling)][:MAX_PANELS]
 
 
 def curve_svg(table: pd.DataFrame, metric: str, salt: str) -> str:
@@ -98,8 +100,9 @@ def curve_svg(table: pd.DataFrame, metric: str, salt: str) -> str:
     with plt.rc_context(style):  # type: ignore[arg-type]
         drawing, axes = plt.subplots(figsize=(3.0, 1.35), layout="constrained")
         try:
-            axes.plot(steps, values, color=_CURVE, linewidth=0.7, alpha=0.35)
-            if len(values) >= 5:
+            few = len(values) < 5
+            axes.plot(steps, values, color=_CURVE, linewidth=1.6 if few else 0.7, alpha=1.0 if few else 0.35)
+            if not few:
                 window = max(3, len(values) // 15)
                 middle = pd.Series(values).rolling(window, center=True, min_periods=1).median()
                 axes.plot(steps, middle, color=_CURVE, linewidth=1.6)

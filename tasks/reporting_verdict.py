@@ -2,17 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 from tasks.reporting_charts import Axis, Reference, axis_for
 from tasks.reporting_record import Figure, RunRecord, figure
 from tasks.reporting_summary import NO_TRUTH
-from tasks.reporting_words import GATES, interval, metric_name, number, percent, signed, split_reason
+from tasks.reporting_words import GATES, humane, interval, metric_name, number, percent, signed, split_reason
 
 __all__ = ["tiles_view", "verdict_view"]
 
 View = dict[str, Any]
+SHOWN_REASONS = 3
+
+#: gate -> words of a check -> what it means when the check does not pass.
+MEANINGS = {
+    "data": {
+        "schema": "The data lack a feature that the last accepted data had.",
+        "valid group records": "There are too few records to train on.",
+        "quarantined share": "Too many records are broken.",
+        "coverage": "A feature is empty for too many merchants.",
+        "drift": "The data look different from those that were accepted last.",
+    },
+    "reward": {
+        "cold-start": "Merchants without history would be served worse than before.",
+        "wrong user": "Another merchant's features predict the picks as well: whose taste is whose was not learned.",
+        "MAP gain": "Knowing the merchant does not help enough to predict what is picked.",
+    },
+    "load": {"": "The saved model is not the one that was evaluated."},
+    "promotion": {
+        "minus a wrong user": "Drawing for somebody else costs nothing: the pictures are not personal.",
+        "in standard deviations": "Pictures lost too much by a judge of general quality, or for one kind of merchant.",
+        "minus base": "The pictures please no more than those of the base model.",
+        "reward model's MAP": "The reward model ranks picks worse than the one that serves.",
+        "minus champion": "The model does not beat the one that serves.",
+        "": "A check of the gate stayed open.",
+    },
+}
 
 
 def verdict_view(record: RunRecord) -> View:
@@ -21,26 +48,24 @@ def verdict_view(record: RunRecord) -> View:
     closed = [name for name in GATES if record.gates.get(name, {}).get("verdict", "pass") != "pass"]
     told = " ".join(outcome.get("reasons", []))
     if closed:
-        tone = record.gates[closed[0]]["verdict"]
-        return _verdict(tone, "Not promoted", _closed_gate(closed[0], tone), _why(record, closed[0]))
-    match outcome.get("status"):
-        case "promoted":
-            names = " and ".join(f"{name} {version}" for name, version in outcome.get("versions", {}).items())
-            return _verdict("pass", "Promoted", f"{names or 'the new models'} now serve", _praise(record))
-        case "unchanged":
-            return _verdict("none", "Nothing new to promote", "", f"{_sentence(told)} {_praise(record)}")
-        case "refused":
-            return _verdict("fail", "Not promoted", "", told)
-        case "failed":
-            return _verdict("fail", "The run failed", "", f"{_sentence(told)} What served before goes on serving.")
-    if record.gates:
-        return _verdict("none", "No verdict yet", "the flow did not run to its end", _praise(record))
+        return _refusal(record, closed[0])
+    status = outcome.get("status")
+    if status == "failed":
+        return _verdict("fail", "The run failed", "", f"{_sentence(told)} What served before goes on serving.")
+    if status == "unchanged":
+        return _verdict("none", "Nothing new to promote", "", f"{_sentence(told)} {_praise(record)}")
+    if status == "promoted" and set(GATES) <= set(record.gates):
+        names = " and ".join(f"{name} {version}" for name, version in outcome.get("versions", {}).items())
+        return _verdict("pass", "Promoted", f"{names or 'the new models'} now serve", _praise(record))
+    if record.gates:  # "promoted" or "refused" without its gates is the word of an earlier run
+        because = f"The flow is still going on, or was cut off. {_praise(record)}"
+        return _verdict("none", "No verdict yet", "not every gate was asked", because)
     because = f"The stages ran without the flow (dvc repro), which asks no gate. {_praise(record)}"
     return _verdict("none", "Not judged", "no gate was asked", because)
 
 
-def _verdict(tone: str, word: str, rest: str, because: str) -> View:
-    return {"tone": tone, "word": word, "rest": rest, "because": because.strip()}
+def _verdict(tone: str, word: str, rest: str, because: str, evidence: Sequence[str] = ()) -> View:
+    return {"tone": tone, "word": word, "rest": rest, "because": because.strip(), "evidence": list(evidence)}
 
 
 def _sentence(text: str) -> str:
@@ -52,12 +77,25 @@ def _closed_gate(gate: str, verdict: str) -> str:
     return f"the {gate} gate {'said no' if verdict == 'fail' else 'could not tell'}"
 
 
-def _why(record: RunRecord, gate: str) -> str:
-    """The gate's question, its answer, and the reasons that kept it closed."""
-    reasons = [split_reason(reason) for reason in record.gates[gate]["reasons"]]
-    shut = [text for verdict, text in reasons if verdict != "pass"][:3]
-    answer = "No" if record.gates[gate]["verdict"] == "fail" else "The data cannot tell"
-    return f"{GATES.get(gate, '')} {answer}: {'; '.join(shut)}. What served before goes on serving."
+def _refusal(record: RunRecord, gate: str) -> View:
+    """A closed gate as the headline: what it means in plain words, then the checks that kept it closed."""
+    decision = record.gates[gate]
+    reasons = [split_reason(reason) for reason in decision["reasons"]]
+    shut = [text for verdict, text in reasons if verdict == decision["verdict"]]
+    meanings = list(dict.fromkeys(_meaning(gate, text) for text in shut))
+    said = "" if decision["verdict"] == "fail" else "With this much data it cannot be ruled out: "
+    shown = [*(humane(text) for text in shut[:SHOWN_REASONS]), *_and_more(len(shut) - SHOWN_REASONS)]
+    because = f"{said}{' '.join(meanings[:SHOWN_REASONS])} What served before goes on serving."
+    return _verdict(decision["verdict"], "Not promoted", _closed_gate(gate, decision["verdict"]), because, shown)
+
+
+def _meaning(gate: str, reason: str) -> str:
+    """What a check that did not pass means for somebody who does not know its statistic."""
+    return next((meaning for words, meaning in MEANINGS.get(gate, {}).items() if words in reason), "")
+
+
+def _and_more(count: int) -> list[str]:
+    return [f"and {count} more, below"] if count > 0 else []
 
 
 def _praise(record: RunRecord) -> str:

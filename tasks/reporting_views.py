@@ -10,17 +10,19 @@ import pandas as pd
 from tasks.reporting_charts import Reference, axis_for
 from tasks.reporting_record import Figure, ReportError, RunRecord, figure
 from tasks.reporting_summary import data_counts
-from tasks.reporting_words import ARMS, GATES, ICONS, METRICS, SCORERS, STAGES, metric_name, split_reason
+from tasks.reporting_words import ARMS, GATES, ICONS, METRICS, PAIRS, SCORERS, STAGES, humane, metric_name, split_reason
 
 __all__ = ["data_view", "gates_view", "generator_view", "reward_view", "times_view"]
 
 View = dict[str, Any]
-#: Key of the reward metrics -> (what is compared, tone).
+#: Key of the reward metrics -> what is compared.
 REWARD_DIFFERENCES = {
-    "gain_over_user_blind": ("PerFusionRM minus tuned PickScore", "ours"),
-    "right_minus_wrong_user": ("the right merchant's features minus another's", "ours"),
-    "cold_gain_over_user_blind": ("merchants without history: PerFusionRM minus tuned PickScore", "ours"),
+    "gain_over_user_blind": "PerFusionRM minus tuned PickScore",
+    "right_minus_wrong_user": "the right merchant's features minus another's",
+    "cold_gain_over_user_blind": "merchants without history: PerFusionRM minus tuned PickScore",
 }
+SHOWN_PASSES = 6  # checks of a gate that passed and are not folded away
+SPLITS = ("train", "valid", "test", "cold")
 LIMITS = frozenset({"random", "user_blind_oracle", "reachable", "full_oracle"})
 
 
@@ -31,20 +33,35 @@ def gates_view(record: RunRecord) -> list[View]:
 
 
 def _gate(name: str, decision: Mapping[str, Any] | None) -> View:
-    view: View = {"name": name, "question": GATES.get(name, ""), "verdict": "not asked", "tone": "none", "checks": []}
+    view: View = {
+        "name": name,
+        "question": GATES.get(name, ""),
+        "verdict": "not asked",
+        "tone": "none",
+        "checks": [],
+        "more": [],
+    }
     if decision is None:
-        return view
+        return view | {"checks": [], "more": []}
     checks = [split_reason(reason) for reason in decision["reasons"]]
+    passed = [check for check in checks if check[0] == "pass"]
+    more = passed[SHOWN_PASSES:] if len(passed) > SHOWN_PASSES + 1 else []
+    shown = [check for check in checks if check not in more]
     statistics = dict(_flatten(decision["statistics"]))
     figures = {key: value for key, value in statistics.items() if isinstance(value, Figure)}
     return view | {
         "verdict": decision["verdict"],
         "tone": decision["verdict"],
-        "checks": [{"tone": verdict, "icon": ICONS.get(verdict, "·"), "text": text} for verdict, text in checks],
+        "checks": [_check(*check) for check in shown],
+        "more": [_check(*check) for check in more],
         "figures": figures,
         "numbers": {key: value for key, value in statistics.items() if not isinstance(value, Figure)},
         "thresholds": dict(_flatten(decision["thresholds"])),
     }
+
+
+def _check(verdict: str, text: str) -> View:
+    return {"tone": verdict, "icon": ICONS.get(verdict, "·"), "text": humane(text)}
 
 
 def _flatten(record: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
@@ -98,9 +115,9 @@ def _scorer_row(name: str, metrics: Mapping[str, Any], floor: float | None) -> V
 
 def _reward_differences(record: RunRecord) -> View:
     rows: list[View] = [
-        {"name": title, "map": figure(gains, "map"), "gauc": figure(gains, "gauc"), "tone": tone}
-        for key, (title, tone) in REWARD_DIFFERENCES.items()
-        if (gains := (record.reward or {}).get(key)) is not None
+        {"name": title, "map": figure(gains, "map"), "gauc": gauc, "tone": _tone(gauc)}
+        for key, title in REWARD_DIFFERENCES.items()
+        if (gains := (record.reward or {}).get(key)) is not None and (gauc := figure(gains, "gauc")) is not None
     ]
     return {"rows": rows, "axis": axis_for([row["gauc"] for row in rows], zero=True)}
 
@@ -114,9 +131,8 @@ def _slices(record: RunRecord) -> View:
     for row in table.to_dict("records"):
         low, high = ((None if pd.isna(row[key]) else float(row[key])) for key in ("gain_low", "gain_high"))
         gain = Figure(float(row["gain"]), low, high)
-        tone = "base" if gain.side == 0 else "ours" if gain.side > 0 else "wrong"
         plain = {key: row[key] for key in ("feature", "value", "users", "groups", "gauc", "user_blind_gauc")}
-        rows.append({**plain, "gain": gain, "tone": tone})
+        rows.append({**plain, "gain": gain, "tone": _tone(gain)})
     return {"rows": rows, "axis": axis_for([row["gain"] for row in rows], zero=True)}
 
 
@@ -136,14 +152,22 @@ def generator_view(record: RunRecord) -> View | None:
             "note": ARMS.get(name, (name, "base", ""))[2],
             "strong": name == "perfusion",
             "judge": figure(arms[name], judge),
-            "others": [figure(arms[name], metric) for metric in others],
         }
         for name in names
     ]
-    pairs = [_pair_row(name, metrics, judge) for name, metrics in record.differences.items()]
+    differences = record.differences
+    names_of_pairs = [*(p for p in PAIRS if p in differences), *(p for p in differences if p not in PAIRS)]
+    pairs = [_pair_row(name, differences[name], judge) for name in names_of_pairs]
     return {
         "judge": judge,
-        "others": others,
+        "others": [
+            {
+                "name": metric_name(metric),
+                "meaning": METRICS.get(metric.partition("[")[0], ("", ""))[1],
+                "values": [figure(arms[name], metric) for name in names],
+            }
+            for metric in others
+        ],
         "rows": rows,
         "axis": axis_for([row["judge"] for row in rows]),
         "pairs": pairs,
@@ -153,20 +177,23 @@ def generator_view(record: RunRecord) -> View | None:
         "swap_share": figure(record.generator, "swap_share_of_gain"),
         "agreement": figure(record.generator.get("rank_agreement"), "kendall"),
         "costs": record.generator.get("costs", {}),
-        "meanings": [(metric_name(m), METRICS[plain][1]) for m in others if (plain := m.partition("[")[0]) in METRICS],
     }
 
 
 def _pair_row(name: str, metrics: Mapping[str, Any], judge: str) -> View:
     left, _, right = name.partition(" - ")
     value = figure(metrics, judge)
-    tone = "base" if value is None or value.side == 0 else "ours" if value.side > 0 else "wrong"
     return {
-        "name": f"{ARMS.get(left, (left,))[0]} minus {ARMS.get(right, (right,))[0]}",
+        "name": PAIRS.get(name, f"{left} minus {right}"),
         "figure": value,
-        "tone": tone,
+        "tone": _tone(value),
         "wins": figure(metrics, "wins"),
     }
+
+
+def _tone(value: Figure | None) -> str:
+    """The colour of a difference: ours when surely above 0, wrong when surely below."""
+    return {1: "ours", -1: "wrong", 0: "base"}[0 if value is None else value.side]
 
 
 def _is_figure(arms: Mapping[str, Mapping[str, Any]], metric: str) -> bool:
@@ -190,7 +217,7 @@ def data_view(record: RunRecord) -> View | None:
         return None
     checked, split = record.metrics["validate"], record.metrics["split"]
     fates = [
-        ("used", "ours", {f"{name}": n for name, n in split.get("splits", {}).items() if name != "few"}),
+        ("used", "ours", {name: split["splits"][name] for name in SPLITS if name in split.get("splits", {})}),
         ("filtered", "base", {"merchants under the record minimum; kept for the cold-start slice": split["filtered"]}),
         ("dropped", "blind", split["dropped"]),
         ("quarantined", "wrong", _quarantine_reasons(checked)),

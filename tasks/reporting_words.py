@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,9 +15,11 @@ __all__ = [
     "GLOSSARY",
     "ICONS",
     "METRICS",
+    "PAIRS",
     "SCORERS",
     "STAGES",
     "flatten",
+    "humane",
     "interval",
     "metric_name",
     "number",
@@ -34,8 +37,10 @@ SCORERS = {
     "user_blind": ("PickScore, tuned on these picks", "blind", "what merchants in general pick; blind to who asks"),
     "wrong_user": ("PerFusionRM, another merchant's features", "wrong", "control: must not gain"),
     "perfusion_rm": ("PerFusionRM", "ours", "this run's personal reward model"),
+    "text_consistency": ("Perfect fit to the words", "limit", "counts the stated attributes that a picture shows"),
     "user_blind_oracle": ("Perfect, but blind to the merchant", "limit", "best possible without knowing who asks"),
     "reachable": ("Reachable ceiling", "limit", "true attributes, taste learned from the same history"),
+    "feature_oracle": ("Features' oracle", "limit", "knows what a merchant's features say about taste"),
     "full_oracle": ("Full oracle", "limit", "knows every merchant's true taste"),
 }
 
@@ -46,6 +51,16 @@ ARMS = {
     "dpo": ("DPO", "blind", "aligned with merchants in general (Eq. 19)"),
     "perfusion": ("PerFusion", "ours", "for the merchant who asks (Eq. 13)"),
     "wrong_user": ("PerFusion, wrong merchant", "wrong", "control: another merchant's features"),
+}
+
+#: paired difference of arms -> its name, in the order of the table.
+PAIRS = {
+    "perfusion - base": "PerFusion minus base",
+    "perfusion - dpo": "PerFusion minus DPO",
+    "perfusion - wrong_user": "PerFusion for the right merchant minus for a wrong one",
+    "dpo - base": "DPO minus base",
+    "sft - base": "SFT minus base",
+    "wrong_user - base": "PerFusion for a wrong merchant minus base",
 }
 
 #: metric of a picture -> (name, one line).
@@ -149,6 +164,8 @@ def seconds(value: float | None) -> str:
     """A duration: "4.2 s", "3 min 20 s", "1 h 05 min"."""
     if value is None:
         return "\N{EN DASH}"
+    if value < 1:
+        return f"{1000 * value:.0f} ms"
     if value < 60:
         return f"{value:.1f} s"
     whole = round(value)
@@ -161,6 +178,15 @@ def split_reason(reason: str) -> tuple[str, str]:
     """ "fail: too few" -> ("fail", "too few"); a reason without a verdict keeps its text."""
     verdict, colon, text = reason.partition(": ")
     return (verdict, text) if colon and verdict in ICONS else ("", reason)
+
+
+def humane(text: str) -> str:
+    """A reason with the names of the pages instead of those of the tables."""
+    for name in sorted((*METRICS, *SCORERS), key=len, reverse=True):
+        title = METRICS.get(name, SCORERS.get(name))
+        if "_" in name and title is not None:
+            text = re.sub(rf"\b{name}\b", title[0], text)
+    return re.sub(r"(?<![\w.])-(?=\d)", MINUS, text)
 
 
 def metric_name(metric: str) -> str:

@@ -20,9 +20,11 @@ from perfusion.statistics import Interval
 from tasks import reporting_artifacts
 from tasks.reporting import summary, write_report
 from tasks.reporting_charts import axis_for, curve_svg, panels
-from tasks.reporting_record import Figure, ReportError, figure, read_record
+from tasks.reporting_pictures import contact_sheet
+from tasks.reporting_record import Figure, ReportError, RunRecord, figure, read_record
+from tasks.reporting_verdict import MEANINGS
 from tasks.reporting_views import generator_view
-from tasks.reporting_words import interval, number, percent, seconds, signed
+from tasks.reporting_words import GATES, humane, interval, number, percent, seconds, signed
 from tasks.workspace import Workspace, open_workspace
 
 MakeRun = Callable[..., Path]
@@ -146,7 +148,14 @@ def test_the_page_opens_with_the_verdict_and_holds_the_evidence(workspace: Works
     said = Page(write_report(workspace).read_text()).text
     assert said.index("Promoted:") < said.index("Does it know") < said.index("Same words") < said.index("The gates")
     assert "random 0.457" in said
-    for part in ("picture decodes", "nothing picked", "train PerFusionRM", "Slice by slice", "reward · loss", "m00004"):
+    for part in (
+        "picture decodes",
+        "nothing picked",
+        "train PerFusionRM",
+        "Slice by slice",
+        "reward · loss",
+        "dress, v-neck, slim-fit",
+    ):
         assert part in said
 
 
@@ -164,8 +173,38 @@ def test_a_closed_gate_is_the_headline(workspace: Workspace, low: float, high: f
     close_reward_gate(workspace.root, low, high)
     said = Page(write_report(workspace).read_text()).text
     assert said.index("Not promoted:") < said.index(words)
+    assert "Knowing the merchant does not help enough to predict what is picked" in said
     assert "MAP gain over tuned PickScore is" in said
     assert "No pictures: stage 'evaluate-generator' was not reached" in said
+
+
+def test_the_word_of_an_earlier_run_is_not_taken_for_this_ones(workspace: Workspace) -> None:
+    edit(workspace.work / "metrics/gates.json", lambda gates: gates.pop("promotion"))
+    said = Page(write_report(workspace).read_text()).text
+    assert "No verdict yet: not every gate was asked" in said
+
+
+def test_every_gate_of_the_flow_has_its_words() -> None:
+    assert set(MEANINGS) == set(GATES)
+
+
+def test_rows_of_the_sheet_do_not_depend_on_scores(workspace: Workspace) -> None:
+    def shown(record: RunRecord) -> list[str]:
+        sheet = contact_sheet(record)
+        assert sheet is not None
+        return [row["user"] for block in sheet["blocks"] for row in block["rows"]]
+
+    before = shown(read_record(workspace.root))
+    file = workspace.work / "evaluation/generator/pictures.parquet"
+    pictures = pd.read_parquet(file)
+    pictures.assign(true_utility=-pictures["true_utility"]).to_parquet(file)
+    assert shown(read_record(workspace.root)) == before
+    assert len(before) == len(set(before)) > 4
+
+
+def test_reasons_are_told_in_the_words_of_the_page() -> None:
+    text = humane("true_utility of PerFusion minus base is -0.05 [-0.3, 0.4], wrong_user")
+    assert text == "True utility of PerFusion minus base is −0.05 [−0.3, 0.4], PerFusionRM, another merchant's features"
 
 
 def test_a_failed_run_says_so(workspace: Workspace) -> None:
@@ -222,7 +261,7 @@ def test_numbers_for_reading() -> None:
     assert number(float("nan")) == number(None) == "–"
     assert (signed(0.25, 2), signed(-0.25, 2), signed(-0.001, 2)) == ("+0.25", "−0.25", "−0.00")
     assert percent(0.876) == "88\N{NO-BREAK SPACE}%"
-    assert [seconds(value) for value in (4.21, 200.0, 3900.0)] == ["4.2 s", "3 min 20 s", "1 h 05 min"]
+    assert [seconds(value) for value in (0.048, 4.21, 200.0, 3900.0)] == ["48 ms", "4.2 s", "3 min 20 s", "1 h 05 min"]
     assert interval(Figure(0.5)) == "too few merchants"
     assert interval(Figure(0.5, bounded=False)) == ""
 
