@@ -6,8 +6,10 @@ No generator is carried from step to step, so that a resumed run needs no random
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["derive_seed", "generator_for", "seed_step"]
 
@@ -20,9 +22,13 @@ def derive_seed(seed: int, *path: object) -> int:
 
 def generator_for(seed: int, *path: object, device: str | torch.device = "cpu") -> torch.Generator:
     """A fresh torch generator for the stream named by `path`."""
+    import torch  # here, so that gates and registry, which only derive seeds, do not wait for it
+
     return torch.Generator(device=device).manual_seed(derive_seed(seed, *path))
 
 
 def seed_step(seed: int, *path: object) -> None:
     """Seed torch's global generator (dropout and the like) for one training step."""
+    import torch
+
     torch.manual_seed(derive_seed(seed, *path))
