@@ -113,11 +113,11 @@ def pickscore(run: StageRun) -> Metrics:
 
 
 def reward(run: StageRun) -> Metrics:
-    """Train PerFusionRM around the tuned baseline (App. B.3) or the untuned CLIP."""
+    """Train PerFusionRM."""
     from perfusion.reward import train_reward
 
-    config, paths = run.params.reward, run.workspace
-    backbone = paths.pickscore if config.backbone == "pickscore" else paths.clip
+    paths, config = run.workspace, run.params.reward
+    backbone = {"pickscore": paths.pickscore, "clip": paths.clip}[config.backbone]
     with whole(paths.reward) as (out,):
         return train_reward(_tables(run), backbone, config, out, run.training("reward", config.optimiser))
 
