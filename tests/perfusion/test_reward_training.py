@@ -7,19 +7,20 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.nn import functional
 
 from perfusion.config import ClipConfig, OptimiserConfig, PickScoreConfig, RewardConfig
 from perfusion.data import Corpus, FeatureEncoder, GroupTable
 from perfusion.errors import DataError
 from perfusion.loop import TrainingRun
-from perfusion.reward import PerFusionRM, pretrain_clip, train_pickscore, train_reward, twin
+from perfusion.reward import PerFusionRM, load_clip, pretrain_clip, train_pickscore, train_reward, twin
 from perfusion.reward.batches import BestWeights, batch_rows, embed_pictures, gather, measure, spread
 from perfusion.reward.losses import group_auc, group_loss
 from perfusion.reward.train import mask_users
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 60, 230), "grey": (128, 128, 128)}
 CLIP = ClipConfig(
-    optimiser=OptimiserConfig(steps=60, lr=3e-3, warmup=5), width=32, layers=1, heads=2, patch=8, projection=8,
+    optimiser=OptimiserConfig(steps=150, lr=3e-3, warmup=5), width=32, layers=1, heads=2, patch=8, projection=8,
     batch_images=32, batch_captions=16,
 )  # fmt: skip
 REWARD = RewardConfig(
@@ -28,16 +29,24 @@ REWARD = RewardConfig(
 )  # fmt: skip
 
 
-def patches(colours: torch.Tensor) -> torch.Tensor:
-    """Pictures (n, 3, 16, 16) of one colour each."""
+SIDES = ["left stripe", "right stripe"]
+
+
+def patches(colours: torch.Tensor, sides: torch.Tensor | None = None) -> torch.Tensor:
+    """Pictures (n, 3, 16, 16) of one colour each, with a white stripe on one side."""
     values = torch.tensor(list(COLOURS.values()), dtype=torch.uint8)[colours]
-    return values[:, :, None, None].expand(-1, -1, 16, 16).contiguous()
+    pictures = values[:, :, None, None].repeat(1, 1, 16, 16)
+    for row, side in enumerate([0] * len(colours) if sides is None else sides.tolist()):
+        pictures[row, :, :, slice(0, 4) if side == 0 else slice(12, 16)] = 255
+    return pictures
 
 
 @pytest.fixture(scope="module")
 def clip_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    colours = torch.randint(4, (400,), generator=torch.Generator().manual_seed(0))
-    corpus = Corpus(patches(colours), {"colour": list(COLOURS)}, colours[:, None])
+    colours, sides = torch.randint(4, (2, 400), generator=torch.Generator().manual_seed(0))
+    sides = sides % 2
+    families = {"colour": list(COLOURS), "side": SIDES}
+    corpus = Corpus(patches(colours, sides), families, torch.stack([colours, sides], dim=1))
     out = tmp_path_factory.mktemp("clip")
     metrics = pretrain_clip(corpus, CLIP, out, TrainingRun("clip", 0))
     assert metrics["zero_shot"] > 0.95
@@ -73,6 +82,17 @@ def held_out_gauc(folder: Path, table: GroupTable, blind: bool = False) -> float
     rows = torch.arange(len(table))
     scores = model.score(table.prompts, table.candidates(rows), None if blind else table.features(rows))
     return group_auc(scores, table.picked, table.valid).nanmean().item()
+
+
+def test_the_order_of_phrases_hardly_matters_and_their_number_shows(clip_dir: Path):
+    backbone = load_clip(clip_dir)
+    with torch.no_grad():
+        forth, back, other, one = backbone.clip.get_text_features(
+            **backbone.tokens(["red, left stripe", "left stripe, red", "blue, left stripe", "red"])
+        ).pooler_output
+    assert functional.cosine_similarity(forth, back, dim=0) > 0.97
+    assert functional.cosine_similarity(forth, other, dim=0) < 0.6
+    assert forth.norm().item() / one.norm().item() == pytest.approx(2**0.5, rel=0.1)
 
 
 def test_the_plug_in_learns_whose_favourite_is_what(clip_dir: Path, tables: dict[str, GroupTable], tmp_path: Path):
