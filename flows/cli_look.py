@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from flows.cli_common import AsJson, WorkspaceOption, find_workspace, print_json, print_table
+from flows.cli_common import AsJson, WorkspaceOption, find_workspace, print_json
+from flows.cli_headline import print_headline
 
 __all__ = ["COMMANDS", "compare", "report"]
 
@@ -35,11 +36,7 @@ def report(
     if as_json:
         print_json(figures)
         return
-    for part in ("data", "reward", "generator", "gates", "champion", "seconds"):
-        if figures[part]:
-            print_table(part, ("", ""), [(name, _cell(value)) for name, value in figures[part].items()])
-    for name, why in figures.get("missing", {}).items():
-        typer.echo(f"no {name}: {why}")
+    print_headline(figures)
     typer.echo(f"page: {write_report(place, out)}")
 
 
@@ -65,15 +62,6 @@ def compare(
 
     place = find_workspace(workspace)
     typer.echo(f"page: {write_comparison(place, a, b, out or place.report / 'compare.html')}")
-
-
-def _cell(value: Any) -> Any:
-    """A nested figure on one line."""
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_cell(item)}" for key, item in value.items())
-    if isinstance(value, list):
-        return f"[{', '.join(str(_cell(item)) for item in value)}]"
-    return f"{value:.4g}" if isinstance(value, float) else value
 
 
 COMMANDS = {"report": report, "compare": compare}

@@ -67,7 +67,7 @@ def ui(
         place.mlruns.mkdir(parents=True, exist_ok=True)
     typer.echo(f"MLflow: http://{host}:{port}")
     store = ["--backend-store-uri", place.tracking_uri, "--artifacts-destination", str(place.mlruns / "artifacts")]
-    command = [sys.executable, "-m", "mlflow", "ui", "--host", host, "--port", str(port), *store]
+    command = [sys.executable, "-m", "mlflow", "ui", "--workers", "1", "--host", host, "--port", str(port), *store]
     code = subprocess.run(command, check=False).returncode
     if code not in (0, -2, 130):
         raise PerFusionError(f"MLflow ended with exit code {code}; is port {port} taken? try --port {port + 1}")

@@ -11,6 +11,7 @@ from flows.cli_common import AsJson, WorkspaceOption, find_workspace, open_store
 
 if TYPE_CHECKING:
     from tasks.models.served import Served
+    from tasks.workspace import Workspace
 
 __all__ = ["COMMANDS", "generate", "score"]
 
@@ -46,11 +47,9 @@ def score(
     import numpy as np
     import pandas as pd
 
-    registry, family = open_store(find_workspace(workspace))
+    place = _place(workspace)
     encoded = [_read(path) for path in pictures]
-    from tasks.models.served import load_served
-
-    served = load_served(registry, f"{family}-reward", version)
+    served = _served(place, "reward", version)
     answer = served.ask(pd.DataFrame([{"prompt": prompt, "images": encoded, **_who(user, feature, served)}]))
     weights = np.exp(answer["score"] - answer["score"].max())
     answer = answer.assign(picture=list(map(str, pictures)), share=weights / weights.sum())
@@ -101,10 +100,7 @@ def generate(
         raise DataError(f"-n {count}: draw between 1 and {MAX_PICTURES} pictures a call")
     if out.exists() and not out.is_dir():
         raise DataError(f"--out {out}: this is a file; name a folder")
-    registry, family = open_store(find_workspace(workspace))
-    from tasks.models.served import contact_strip, load_served
-
-    served = load_served(registry, f"{family}-generator", version)
+    served = _served(_place(workspace), "generator", version)
     asked = pd.DataFrame([{"prompt": prompt, "n": count, "seed": seed, **_who(user, feature, served)}])
     options = {"steps": steps, "guidance_scale": guidance, "user_scale": user_scale}
     given = {name: value for name, value in options.items() if value is not None}
@@ -113,6 +109,8 @@ def generate(
     files = [out / f"{index}.png" for index in range(count)]
     for file, data in zip(files, answer["image"], strict=True):
         file.write_bytes(data)
+    from tasks.models.served import contact_strip
+
     strip = out / "strip.png"
     contact_strip([Image.open(io.BytesIO(data)) for data in answer["image"]]).save(strip)
     blind = bool(answer["user_blind"].any())
@@ -123,6 +121,24 @@ def generate(
     typer.echo(f"{served.name} version {served.version}: {count} pictures in {out}/, all of them in {strip}")
     if blind:
         typer.echo(BLIND)
+
+
+def _place(workspace: Path | None) -> Workspace:
+    """The workspace, and its number of threads for the libraries that read it when they are imported."""
+    import os
+
+    from tasks.process import cpu_environment
+
+    place = find_workspace(workspace)
+    os.environ.update(cpu_environment(place.params().threads))
+    return place
+
+
+def _served(place: Workspace, role: str, version: int | None) -> Served:
+    registry, family = open_store(place)
+    from tasks.models.served import load_served
+
+    return load_served(registry, f"{family}-{role}", version)
 
 
 def _read(path: Path) -> bytes:

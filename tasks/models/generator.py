@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from diffusers.utils import logging
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from PIL import Image
 
@@ -35,6 +36,7 @@ class GeneratorModel(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         """Read the pipeline and its users from the artifact."""
+        logging.disable_progress_bar()
         self.pipe = PerFusionPipeline.from_pretrained(context.artifacts["model"])
         self.users = KnownUsers.read(context.artifacts["users"], encoder_of(self.pipe.features))
 

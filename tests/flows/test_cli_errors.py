@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from flows.cli import app, main
+from flows.cli_headline import print_headline
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMMANDS = [
@@ -134,3 +135,27 @@ def test_data_is_made_described_and_judged(capsys: pytest.CaptureFixture[str], t
     judged = json.loads(out)
     assert code == (0 if judged["decision"]["verdict"] == "pass" else 2)
     assert judged["report"]["quarantined"] > 0
+
+
+def test_the_headline_shows_what_exists_and_says_what_does_not(capsys: pytest.CaptureFixture[str]) -> None:
+    arm = {"true_utility": 1.25, "ci": [1.0, 1.5], "perfusion_rm": None}
+    print_headline(
+        {
+            "outcome": {"status": "refused", "reasons": ["fail: a tie", "pass: no matter"]},
+            "data": {"groups_in": 10, "used": 7, "quarantined": 1, "filtered": 2, "dropped": 0},
+            "reward": None,
+            "generator": {"perfusion": arm, "sft": None, "user_swap_win_rate": None},
+            "gates": {"data": "pass"},
+            "champion": {"reward": 2, "generator": None},
+            "seconds": {},
+            "missing": {"reward": "the stage has not run"},
+        }
+    )
+    out = capsys.readouterr().out
+    for line in (
+        "outcome: refused", "fail: a tie", "10 group records: 7 used, 1 quarantined", "reward 2, generator -",
+        "1.25 [1, 1.5]", "no reward: the stage has not run",
+    ):  # fmt: skip
+        assert line in out
+    assert "no matter" not in out
+    assert "perfusion rm" not in out
