@@ -1,0 +1,43 @@
+"""Every departure of the sample's parameters from the paper's has its reason in docs/decisions.md."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from perfusion.config import load_params
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+#: What differs by scale alone: sizes of the computation, and names.
+BY_SCALE = {
+    "name", "seed", "threads", "steps", "lr", "warmup", "schedule", "final_factor", "accumulate", "beta2", "grad_clip",
+    "ema_decay", "checkpoint_seconds", "log_every", "batch_groups", "batch_images", "batch_captions", "batch_pictures",
+    "pictures", "pairs", "image_size", "min_groups", "evaluate_every", "evaluate_groups", "sheet_users", "resamples",
+    "orders",
+}  # fmt: skip
+#: Shapes of the twins, which the paper has no counterpart of.
+TWINS = ("clip.", "diffusion.codec.", "diffusion.text.", "diffusion.unet.")
+
+
+def values(record: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in record.items():
+        if isinstance(value, dict):
+            yield from values(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def resolved(name: str) -> dict[str, Any]:
+    return dict(values(load_params(REPOSITORY / name).model_dump(mode="json")))
+
+
+def test_every_departure_has_its_reason() -> None:
+    sample, paper = resolved("params.yaml"), resolved("params/paper.yaml")
+    section = (REPOSITORY / "docs/decisions.md").read_text().split("## Departures of the sample's recipe")[1]
+    argued = " ".join(re.findall(r"`([^`]+)`", section.split("\n## ")[0]))
+    departs = [key for key in sample if sample[key] != paper[key] and key.rpartition(".")[2] not in BY_SCALE]
+    silent = [key for key in departs if not key.startswith(TWINS) and key.rpartition(".")[2] not in argued]
+    assert departs
+    assert not silent, f"docs/decisions.md does not say why {', '.join(silent)}"
