@@ -100,6 +100,8 @@ def describe(folder: Folder, as_json: AsJson = False) -> None:
         if name != "user_id"
     }
     whole = dataset.groups.dropna(subset=["user_id", "prompt", "image_ids", "picked"])
+    full = [None not in [*ids, *picks] for ids, picks in zip(whole["image_ids"], whole["picked"], strict=True)]
+    whole = whole[full]
     incomplete = len(dataset.groups) - len(whole)
     facts = {
         "content_hash": content_hash(folder),
