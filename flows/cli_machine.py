@@ -22,6 +22,7 @@ def doctor(workspace: WorkspaceOption = None, as_json: AsJson = False) -> None:
       perfusion doctor
       perfusion doctor --workspace work/workspaces/photos --json
     """
+    import os
     from dataclasses import asdict
 
     from perfusion.errors import ConfigError
@@ -31,7 +32,7 @@ def doctor(workspace: WorkspaceOption = None, as_json: AsJson = False) -> None:
         place, absent = find_workspace(workspace), []
     except ConfigError as error:
         place, absent = None, [Finding("workspace", "note" if workspace is None else "wrong", str(error))]
-    findings = [*examine(place), *absent]
+    findings = [*examine(place, os.environ), *absent]
     wrong = [finding for finding in findings if finding.state == "wrong"]
     if as_json:
         print_json({"findings": [asdict(finding) for finding in findings], "wrong": len(wrong)})

@@ -7,7 +7,7 @@ import platform
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from typing import Literal
@@ -39,18 +39,13 @@ class Finding:
     detail: str
 
 
-def examine(workspace: Workspace | None) -> list[Finding]:
+def examine(workspace: Workspace | None, environment: Mapping[str, str]) -> list[Finding]:
     """Look at the machine and, where there is one, at the workspace. What cannot be seen is "wrong", not an error."""
-    looks: list[Callable[[], Iterator[Finding]]] = [machine_findings]
-    if workspace is not None:
-        looks.append(lambda: workspace_findings(workspace))
-    findings: list[Finding] = []
-    for look in looks:
-        findings += look()
-    return findings
+    findings = list(machine_findings(environment))
+    return findings if workspace is None else [*findings, *workspace_findings(workspace, environment)]
 
 
-def machine_findings() -> Iterator[Finding]:
+def machine_findings(environment: Mapping[str, str]) -> Iterator[Finding]:
     """Interpreter, machine, package versions, torch and its torchvision."""
     memory = psutil.virtual_memory()
     recent: State = "ok" if sys.version_info >= (3, 11) else "wrong"
@@ -62,10 +57,10 @@ def machine_findings() -> Iterator[Finding]:
     yield _versions()
     yield _torch()
     yield _torchvision()
-    yield _telemetry()
+    yield _telemetry(environment)
 
 
-def workspace_findings(workspace: Workspace) -> Iterator[Finding]:
+def workspace_findings(workspace: Workspace, environment: Mapping[str, str]) -> Iterator[Finding]:
     """Space, parameters, weights, data, a run going on, the MLflow store and the registry's log."""
     free = shutil.disk_usage(workspace.root).free // 2**20
     enough: State = "ok" if free >= LEAST_FREE_MIB else "wrong"
@@ -76,7 +71,7 @@ def workspace_findings(workspace: Workspace) -> Iterator[Finding]:
         yield Finding("parameters", "wrong", str(error))
         return
     yield Finding("parameters", "ok", f"{workspace.params_file}, models {params.name}-reward, {params.name}-generator")
-    yield from _weights(params)
+    yield from _weights(params, environment)
     yield _data(workspace)
     yield _runs(workspace)
     yield from _registry(workspace, params.name)
@@ -124,15 +119,15 @@ def _torchvision() -> Finding:
     return Finding("torchvision", "note" if guarded else "ok", f"{torchvision.__version__}: {how}")
 
 
-def _telemetry() -> Finding:
+def _telemetry(environment: Mapping[str, str]) -> Finding:
     wanted = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    loud = [name for name, value in {**wanted, "DVC_NO_ANALYTICS": "1"}.items() if os.environ.get(name) != value]
+    loud = [name for name, value in {**wanted, "DVC_NO_ANALYTICS": "1"}.items() if environment.get(name) != value]
     if loud:
         return Finding("telemetry", "wrong", f"not off: {', '.join(loud)}; start tools by `perfusion` or `make`")
     return Finding("telemetry", "ok", "off for prefect, mlflow and dvc")
 
 
-def _weights(params: Params) -> Iterator[Finding]:
+def _weights(params: Params, environment: Mapping[str, str]) -> Iterator[Finding]:
     """Which backbones are real and which are twins that are trained here."""
     given = {
         "clip.path": params.clip.path,
@@ -148,7 +143,7 @@ def _weights(params: Params) -> Iterator[Finding]:
         if path is not None and os.path.exists(path):
             yield Finding(name, "ok", path)
         elif path is not None:
-            offline = os.environ.get("HF_HUB_OFFLINE") == "1"
+            offline = environment.get("HF_HUB_OFFLINE") == "1"
             remedy = "HF_HUB_OFFLINE=1 forbids to fetch it as a hub id" if offline else "will be asked of the hub"
             yield Finding(name, "wrong" if offline else "note", f"{path}: no such file or folder here; {remedy}")
 
