@@ -94,6 +94,8 @@ def run_stage(
         code = process.wait()
     finally:
         stop_group(process)
+        if process.stdout is not None:
+            process.stdout.close()
     if code != 0:
         raise _failure(workspace, stage, clock, lines)
     return StageResult(stage, cached, time.monotonic() - began)
