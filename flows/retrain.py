@@ -116,14 +116,12 @@ def retrain(
 ) -> State[Any]:
     """Retrain on a parameter file and a dataset (None: the repository's own) and promote what earns it."""
     began = time.monotonic()
-    workspace = None
     with _quiet_failures():
         try:
             workspace = prepare_workspace(params, data, root, mlruns)
             with workspace.held():
                 require_disk(workspace)
                 outcome = _recorded(workspace, began)
-                atomic_write(workspace.outcome, json.dumps(asdict(outcome), indent=2).encode())
         except PerFusionError as error:
             outcome = Outcome("failed", (str(error),), seconds=time.monotonic() - began)
         return outcome.state()
