@@ -163,8 +163,8 @@ class DiffusionConfig(Section):
     """The Stable Diffusion backbone: real weights by path or hub id, else a tiny twin; and how pictures are sampled."""
 
     path: str | None = Field(None, description="directory or hub id of a StableDiffusionPipeline; None trains the twin")
-    optimiser: OptimiserConfig = OptimiserConfig(steps=3200, lr=1.2e-3, warmup=50, ema_decay=0.998)
-    batch_images: Count = 16
+    optimiser: OptimiserConfig = OptimiserConfig(steps=1650, lr=1.5e-3, warmup=50, ema_decay=0.995)
+    batch_images: Count = 32
     pictures: Count = Field(12000, description="captioned pictures the twin is pretrained on")
     flip: bool = Field(False, description="twin: learn from mirrored pictures too; for photographs")
     caption_keep: Share = Field(0.5, description="share of a picture's phrases that a training caption states")
@@ -174,7 +174,6 @@ class DiffusionConfig(Section):
     unet: UNetConfig = UNetConfig()
     prediction: Literal["sample", "epsilon", "v_prediction"] = Field("sample", description="what the twin predicts")
     weight_floor: Positive = Field(0.1, description="Eq. 1 is weighted by 1 / max(1 - abar, this) for 'sample'")
-    level_skew: Positive = Field(1.25, description="noise levels are 1000 u^this, u uniform; above 1 favours low noise")
     sampling: SamplingConfig = SamplingConfig()
 
 

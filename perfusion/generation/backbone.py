@@ -67,7 +67,6 @@ def build_unet(config: DiffusionConfig, image_size: int) -> UNet2DConditionModel
         cross_attention_dim=config.text.width,
         attention_head_dim=shape.heads,
         norm_num_groups=shape.groups,
-        resnet_time_scale_shift="scale_shift",  # one network serves levels that ask for very different answers
     )
 
 

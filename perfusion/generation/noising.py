@@ -13,7 +13,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-__all__ = ["beta_at", "error_weight", "prediction_target", "sample_timesteps", "signal_to_noise", "spread_timesteps"]
+__all__ = ["beta_at", "error_weight", "prediction_target", "sample_timesteps", "signal_to_noise"]
 
 
 def prediction_target(scheduler: DDIMScheduler, z: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -46,15 +46,6 @@ def sample_timesteps(count: int, ranges: Sequence[tuple[int, int]]) -> Tensor:
     """Noise levels (count,): each draw picks one of the half-open ranges, then a level in it, both uniformly."""
     low, high = torch.tensor(ranges, dtype=torch.long)[torch.randint(len(ranges), (count,))].T
     return low + (torch.rand(count) * (high - low)).long()
-
-
-def spread_timesteps(count: int, total: int, skew: float) -> Tensor:
-    """Noise levels (count,), one from each equal share of [0, 1) raised to `skew`: less luck in a small batch.
-
-    A skew above 1 favours lightly noised pictures, where detail is learned; 1 is uniform.
-    """
-    share = (torch.arange(count) + torch.rand(count)) / count
-    return (total * share**skew).long().clamp(max=total - 1)
 
 
 def beta_at(scheduler: DDIMScheduler, t: Tensor, beta: float, pivot: float | None, floor: float) -> Tensor:

@@ -17,7 +17,7 @@ from perfusion.config import DiffusionConfig
 from perfusion.data.corpus import Corpus
 from perfusion.generation.backbone import DiffusionBackbone, build_scheduler, build_unet
 from perfusion.generation.codec import PatchCodec, to_unit, train_codec
-from perfusion.generation.noising import error_weight, prediction_target, spread_timesteps
+from perfusion.generation.noising import error_weight, prediction_target
 from perfusion.generation.preference import denoising_error
 from perfusion.generation.text import build_text_encoder, build_tokenizer, embed_tokens, tokenise
 from perfusion.loop import TrainingRun, train
@@ -53,11 +53,12 @@ def pretrain_diffusion(corpus: Corpus, config: DiffusionConfig, out: Path, run: 
 
     def objective(step: int) -> tuple[Tensor, dict[str, float]]:
         rows = torch.randint(len(latents), (config.batch_images,))
-        captions = _captions(corpus, rows, config, generator_for(run.seed, run.name, "captions", step))
+        generator = generator_for(run.seed, run.name, "captions", step)
+        captions = _captions(corpus, rows, config, generator)
         context = embed_tokens(text_encoder, tokenise(tokenizer, captions))
-        z = latents[rows, torch.randint(latents.shape[1], (len(rows),))]
+        z = latents[rows, torch.randint(latents.shape[1], (len(rows),), generator=generator)]
         noise = torch.randn_like(z)
-        t = spread_timesteps(len(z), scheduler.config.num_train_timesteps, config.level_skew)
+        t = torch.randint(scheduler.config.num_train_timesteps, (len(z),))
         prediction = unet(scheduler.add_noise(z, noise, t), t, context).sample
         error = denoising_error(prediction_target(scheduler, z, noise, t), prediction)
         return (error_weight(scheduler, t, config.weight_floor) * error).mean(), {"error": error.mean().item()}
