@@ -22,7 +22,7 @@ import yaml
 from perfusion.checkpoint import atomic_write
 from perfusion.errors import DataError
 from tasks.process import cpu_environment, die_with_parent
-from tasks.workspace import Workspace
+from tasks.workspace import REPOSITORY, Workspace
 
 __all__ = ["ensure_data"]
 
@@ -37,9 +37,10 @@ def ensure_data(workspace: Workspace, tell: Callable[[str], None]) -> str:
     Raises:
         DataError: it is absent and cannot be had, or its content is not what data.dvc pins.
     """
-    meta = _meta(workspace.data_dvc) if workspace.is_default else {}
+    home = _home(workspace)
+    meta = _meta(home / "data.dvc") if home is not None else {}
     if not workspace.data.is_dir():
-        _obtain(workspace, meta, tell)
+        _obtain(workspace, home, meta, tell)
     found = _known_hash(workspace)
     if found is None:
         from perfusion.data import content_hash
@@ -51,44 +52,52 @@ def ensure_data(workspace: Workspace, tell: Callable[[str], None]) -> str:
     pinned = meta.get("content_hash")
     if pinned is not None and found != pinned:
         raise DataError(
-            f"{workspace.data}: content hash {found} is not the {pinned} that {workspace.data_dvc.name} pins\n"
+            f"{workspace.data}: content hash {found} is not the {pinned} that data.dvc pins\n"
             "remedy: to have the pinned data back, move the folder away and run again; to train on this data, name it: "
             "make retrain DATA=folder, or put its hash into meta.content_hash of data.dvc"
         )
     return found
 
 
+def _home(workspace: Workspace) -> Path | None:
+    """The folder whose data.dvc tells of this dataset: the workspace's own, or the repository's where it borrows."""
+    for root in (workspace.root, REPOSITORY):
+        if (root / "data.dvc").exists() and workspace.data.resolve() == (root / "data").resolve():
+            return root
+    return None
+
+
 def _meta(data_dvc: Path) -> dict[str, Any]:
     return dict(yaml.safe_load(data_dvc.read_text()).get("meta") or {})
 
 
-def _obtain(workspace: Workspace, meta: dict[str, Any], tell: Callable[[str], None]) -> None:
+def _obtain(workspace: Workspace, home: Path | None, meta: dict[str, Any], tell: Callable[[str], None]) -> None:
     """Fetch the data from DVC's remote where there is one, else make it by the recorded command."""
-    if _has_remote(workspace) and _run([sys.executable, "-m", "dvc", "pull", "data.dvc"], workspace, tell) == 0:
-        return
     command = meta.get("command")
-    if command is None:
+    if home is None or command is None:
         raise DataError(
             f"{workspace.data}: no such folder, and nothing says how to make it\n"
             "remedy: name a dataset folder with DATA=folder, or make a sample: `perfusion data sample --out data`"
         )
+    if _has_remote(home) and _run([sys.executable, "-m", "dvc", "pull", "data.dvc"], home, tell) == 0:
+        return
     tell(f"making the sample dataset: {command}")
     program, *arguments = shlex.split(command)
-    code = _run([str(Path(sys.executable).parent / program), *arguments], workspace, tell)
+    code = _run([str(Path(sys.executable).parent / program), *arguments], home, tell)
     if code != 0 or not workspace.data.is_dir():
-        shutil.rmtree(workspace.data, ignore_errors=True)
-        raise DataError(f"`{command}` (meta.command of {workspace.data_dvc}) ended with exit code {code}")
+        shutil.rmtree(home / "data", ignore_errors=True)
+        raise DataError(f"`{command}` (meta.command of {home / 'data.dvc'}) ended with exit code {code}")
 
 
-def _has_remote(workspace: Workspace) -> bool:
+def _has_remote(home: Path) -> bool:
     command = [sys.executable, "-m", "dvc", "remote", "list"]
-    listed = subprocess.run(command, cwd=workspace.root, capture_output=True, text=True)
+    listed = subprocess.run(command, cwd=home, capture_output=True, text=True)
     return listed.returncode == 0 and bool(listed.stdout.strip())
 
 
-def _run(command: list[str], workspace: Workspace, tell: Callable[[str], None]) -> int:
+def _run(command: list[str], home: Path, tell: Callable[[str], None]) -> int:
     process = subprocess.Popen(
-        command, cwd=workspace.root, env={**os.environ, **cpu_environment(1)}, text=True, errors="replace",
+        command, cwd=home, env={**os.environ, **cpu_environment(1)}, text=True, errors="replace",
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=die_with_parent,
     )  # fmt: skip
     with process:
