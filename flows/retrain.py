@@ -237,14 +237,18 @@ def bring_up_to_date(run: _Run, stage: str) -> State[Any]:
 @_explained
 def judge(run: _Run, gate: str, question: gates.Question) -> State[Any]:
     """Ask a gate; its verdict is kept in the workspace, in MLflow and as a Prefect artifact."""
-    decision = question(run.workspace, run.params, run.registered)
+    logger = get_run_logger()
+    decision = gates.remembered(run.workspace, run.params, run.registered, gate)
+    if decision is not None:
+        logger.info("judged before, and neither models nor champions nor thresholds have changed since")
+    else:
+        decision = question(run.workspace, run.params, run.registered)
     run.decisions[gate] = decision
     known = {name: answer.to_dict() for name, answer in run.decisions.items()}
     atomic_write(run.workspace.gates, json.dumps(known, indent=2).encode())
     run.record.decision(gate, decision.verdict, decision.reasons, decision.statistics)
     lines = [f"# {gate} gate: {decision.verdict}", *(f"- {reason}" for reason in decision.reasons)]
     create_markdown_artifact("\n".join(lines), key=f"{gate}-gate", description=f"{gate} gate: {decision.verdict}")
-    logger = get_run_logger()
     for reason in decision.reasons:
         logger.log(logging.INFO if reason.startswith("pass") else logging.WARNING, reason)
     if gate == "data" and decision.passed:

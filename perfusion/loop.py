@@ -22,7 +22,7 @@ __all__ = ["Progress", "TrainingRun", "learning_rate_factor", "train"]
 
 Metrics = dict[str, float]
 Objective = Callable[[int], tuple[Tensor, Metrics]]
-ParameterGroups = Sequence[Mapping[str, Any]]
+ParameterGroups = Sequence[dict[str, Any]]
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from perfusion.errors import GateError
 from perfusion.governance import Decision, load_gate, promotion_gate, reward_gate
 from perfusion.governance.data_gate import data_gate
 from tasks.publishing import Registered
+from tasks.registry import open_registry
 from tasks.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from perfusion.evaluation.champion import ChampionEvidence
 
-__all__ = ["Question", "data", "load", "promotion", "reward"]
+__all__ = ["Question", "data", "load", "promotion", "remembered", "reward"]
 
 Question = Callable[[Workspace, Params, Registered | None], Decision]
 PROBED_GROUPS, PROBED_PICTURES = 4, 2
@@ -38,6 +39,22 @@ def reward(workspace: Workspace, params: Params, registered: Registered | None) 
 
     groups = pd.read_parquet(workspace.reward_evaluation / "groups.parquet")
     return reward_gate(groups, params.gates, params.seed)
+
+
+def remembered(workspace: Workspace, params: Params, registered: Registered | None, gate: str) -> Decision | None:
+    """What the gate said of these very versions, if thresholds, champions and every byte are still the same."""
+    if registered is None or not registered.known:
+        return None
+    registry = open_registry(workspace.tracking_uri, workspace.mlruns)
+    evidence = registry.evidence_for(registered.versions)
+    if evidence is None or evidence.expected != registered.champions:
+        return None
+    now = Decision(gate, "inconclusive", thresholds=params.gates.model_dump()).thresholds
+    said = [decision for decision in evidence.decisions if decision.gate == gate and decision.thresholds == now]
+    if said:
+        for name, version in registered.versions.items():
+            registry.files(name, version)
+    return said[0] if said else None
 
 
 def load(workspace: Workspace, params: Params, registered: Registered | None) -> Decision:
@@ -86,11 +103,11 @@ def _against_champion(workspace: Workspace, params: Params, registered: Register
     from tasks.tracking import open_store
 
     client = open_store(workspace)
-    champion = {
-        role: local_folder(client, f"{params.name}-{role}", registered.champions[f"{params.name}-{role}"])
-        / "artifacts" / role
-        for role in ("reward", "generator")
-    }  # fmt: skip
+    champion = {}
+    for role in ("reward", "generator"):
+        version = registered.champions[f"{params.name}-{role}"]
+        assert version is not None
+        champion[role] = local_folder(client, f"{params.name}-{role}", version) / "artifacts" / role
     return champion_evidence(
         workspace.data, workspace.split, workspace.clip, workspace.pickscore, workspace.reward,
         workspace.reward_evaluation, workspace.generator_evaluation, champion["reward"], champion["generator"],
