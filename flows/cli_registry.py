@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.cli_common import AsJson, WorkspaceOption, find_workspace, open_store, print_json, print_table
+from flows.cli_common import AsJson, WorkspaceOption, find_workspace, open_store, print_json
 
 if TYPE_CHECKING:
     from tasks.registry import Registry, Transition
@@ -102,8 +102,8 @@ def history(
     if as_json:
         print_json({"transitions": [_record(transition) for transition in told], "problems": problems})
     else:
-        columns = ("#", "when (UTC)", "what", "from -> to", "gates", "reason", "by", "status")
-        print_table(f"{model or family}: {len(told)} transitions", columns, [_row(transition) for transition in told])
+        for transition in told:
+            typer.echo(_told(transition))
         serving = ", ".join(f"{name} {version or 'none'}" for name, version in registry.champions(family).items())
         typer.echo(f"champions: {serving}")
         typer.echo("\n".join(problems) if problems else f"log intact: {registry.ledger.path}")
@@ -141,9 +141,14 @@ def _tell(done: Transition, as_json: bool) -> None:
     if as_json:
         print_json({**_record(done), "files": done.files})
         return
+    from tasks.registry import manifest_digest
+
     for name, hashes in done.files.items():
-        rows = [(digest, file) for file, digest in hashes.items()]
-        print_table(f"{name} version {done.moves[name][1]}: {len(rows)} files verified", ("sha256", "file"), rows)
+        typer.echo(f"{name} version {done.moves[name][1]}: {len(hashes)} files are those registered, by SHA-256:")
+        code = {file: digest for file, digest in hashes.items() if file.startswith("code/")}
+        for file in sorted(hashes.keys() - code.keys()):
+            typer.echo(f"{hashes[file]}  {file}")
+        typer.echo(f"{manifest_digest(code)}  code/ ({len(code)} files; --json lists them)\n")
     typer.echo(f"{done.action} #{done.number}: {_moves(done)}")
     typer.echo("a running `mlflow models serve` keeps the old model until it is started again")
 
@@ -152,13 +157,16 @@ def _moves(transition: Transition) -> str:
     return ", ".join(f"{name} {a or 'none'} -> {b or 'none'}" for name, (a, b) in transition.moves.items())
 
 
-def _row(transition: Transition) -> tuple[object, ...]:
-    gates = ", ".join(f"{decision.gate} {decision.verdict}" for decision in transition.decisions)
+def _told(transition: Transition) -> str:
+    """A transition in three lines: what and when, on what evidence, why and by whom."""
+    gates = ", ".join(f"{decision.gate} {decision.verdict}" for decision in transition.decisions) or "none asked"
     what = f"{transition.action}, forced" if transition.forced else transition.action
     when = transition.time[:19].replace("T", " ")
     return (
-        transition.number, when, what, _moves(transition), gates, transition.reason, transition.by, transition.status,
-    )  # fmt: skip
+        f"#{transition.number}  {when} UTC  {what}, {transition.status}: {_moves(transition)}\n"
+        f"    gates: {gates}\n"
+        f"    reason: {transition.reason or 'none given'}; by {transition.by}"
+    )
 
 
 def _record(transition: Transition) -> dict[str, Any]:

@@ -7,9 +7,10 @@ from typing import Any
 
 import pandas as pd
 import torch
-from diffusers.utils import logging
+from diffusers.utils import logging as diffusers_logging
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from PIL import Image
+from transformers.utils import logging as transformers_logging
 
 from perfusion.generation import PerFusionPipeline
 from perfusion.seeding import generator_for
@@ -36,7 +37,8 @@ class GeneratorModel(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         """Read the pipeline and its users from the artifact."""
-        logging.disable_progress_bar()
+        diffusers_logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()
         self.pipe = PerFusionPipeline.from_pretrained(context.artifacts["model"])
         self.users = KnownUsers.read(context.artifacts["users"], encoder_of(self.pipe.features))
 

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import torch
 from mlflow.pyfunc import PythonModel, PythonModelContext
+from transformers.utils import logging
 
 from perfusion.data import decode_pixels
 from perfusion.reward import PerFusionRM
@@ -32,6 +33,7 @@ class RewardModel(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         """Read the model and its users from the artifact."""
+        logging.disable_progress_bar()
         self.model = PerFusionRM.from_pretrained(context.artifacts["model"])
         self.users = KnownUsers.read(context.artifacts["users"], encoder_of(self.model.encoder))
         self.size = self.model.config.backbone_config.vision_config.image_size

@@ -345,8 +345,8 @@ class Registry:
 def _require_passed(versions: Mapping[str, int], decisions: Sequence[Decision]) -> None:
     closed = [decision for decision in decisions if not decision.passed]
     if closed:
-        told = "\n".join(f"  {d.gate}: {d.verdict}: {'; '.join(d.reasons) or 'no reason given'}" for d in closed)
-        raise GateError(f"not promoted: {len(closed)} gate(s) did not pass\n{told}")
+        told = [f"  {gate.gate} gate, {_against(gate)}" for gate in closed]
+        raise GateError("\n".join([f"not promoted: {len(closed)} gate(s) did not pass", *told]))
     given = {decision.gate for decision in decisions}
     roles = [name.rpartition("-")[2] for name in versions]
     missing = sorted({gate for role in roles for gate in REQUIRED_GATES.get(role, ("promotion", "load"))} - given)
@@ -355,6 +355,12 @@ def _require_passed(versions: Mapping[str, int], decisions: Sequence[Decision]) 
             f"not promoted: no decision of gate(s) {', '.join(missing)} for {_named(versions)}; "
             "a retraining run makes them, or force the promotion with a reason"
         )
+
+
+def _against(decision: Decision) -> str:
+    """A verdict with the reasons that speak against a pass, one a line."""
+    reasons = [reason for reason in decision.reasons if not reason.startswith("pass")]
+    return "\n    ".join([f"{decision.verdict}:", *(reasons or ["no reason given"])])
 
 
 def _drift(name: str, found: int | None, logged: int | None) -> str:

@@ -75,7 +75,7 @@ def test_a_pair_becomes_champion_together_and_the_log_says_why(registry: Registr
 def test_only_a_passed_gate_promotes(registry: Registry, tmp_path: Path, verdict: str) -> None:
     versions = make_pair(registry, tmp_path)
     decisions = [*PASSED[:2], Decision("promotion", verdict, ("a tie: interval [-0.1, 0.1] holds 0",))]  # type: ignore[arg-type]
-    with pytest.raises(GateError, match=rf"promotion: {verdict}: a tie"):
+    with pytest.raises(GateError, match=rf"promotion gate, {verdict}:\n    a tie"):
         registry.promote(versions, expected=registry.champions("shop"), decisions=decisions)
     assert registry.champions("shop") == {REWARD: None, GENERATOR: None}
     assert registry.history() == []
