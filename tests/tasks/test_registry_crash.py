@@ -80,7 +80,7 @@ print(wins)
 
 
 def test_racing_processes_lose_and_double_no_transition(folder: Path) -> None:
-    each = 12
+    each = 8
     racers = [start(RACE, folder, each) for _ in range(2)]
     for racer in racers:
         out, err = racer.communicate(timeout=120)
