@@ -68,7 +68,7 @@ def validate(
 
     Returns:
         The report, plain JSON values: groups_in = quarantined + valid, and the same for users and images; rules (table,
-        rule, column, checked, failed, examples, remedy); coverage, drift, unseen_categories, schema_changes, coercions,
+        rule, says, checked, failed, examples, remedy); coverage, drift, unseen_categories, schema_changes, coercions,
         ignored_columns, no_comparison, seconds.
 
     Raises:

@@ -62,8 +62,8 @@ def as_text(value: Any) -> str:
 
 
 def read_image_ids(column: pa.Array | pa.ChunkedArray) -> Column:
-    """Ids of stored pictures: like `read_ids`, without floating-point numbers, which `perfusion.data` does not read."""
-    if pa.types.is_floating(column.type):
+    """Ids of stored pictures: like `read_ids`, without what `perfusion.data.ImageStore` does not read."""
+    if pa.types.is_floating(column.type) or pa.types.is_null(column.type):
         raise TypeMismatch("text")
     return read_ids(column)
 
@@ -74,8 +74,7 @@ def read_bytes(column: pa.Array | pa.ChunkedArray) -> Column:
     if pa.types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0:
         says = "struct with a field 'bytes', read as its bytes"
         column = pc.struct_field(column, "bytes")
-    kinds = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_null)
-    if not any(kind(column.type) for kind in kinds):
+    if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
         raise TypeMismatch("binary, the encoded bytes of a PNG, JPEG or WebP file")
     return Column(column.to_pylist(), says)
 

@@ -241,12 +241,11 @@ def _schema(frame: pd.DataFrame) -> pa.Schema:
         "list of string": pa.list_(pa.string()),
         "list of bool": pa.list_(pa.bool_()),
     }
+    # a feature of users may carry the name of a groups' column, and keeps its own type
+    fixed = GROUP_COLUMNS if set(GROUP_COLUMNS) <= set(frame.columns) else {"record_id": "string", "user_id": "string"}
     inferred = pa.Schema.from_pandas(frame, preserve_index=False)
     return pa.schema(
-        [
-            (field.name, known[GROUP_COLUMNS[field.name]] if field.name in GROUP_COLUMNS else _plain(field.type))
-            for field in inferred
-        ]
+        [(field.name, known[fixed[field.name]] if field.name in fixed else _plain(field.type)) for field in inferred]
     )
 
 

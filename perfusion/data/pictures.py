@@ -239,7 +239,8 @@ def _check_columns(file: Path) -> None:
 def _is_id(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    return any(fits(kind) for fits in (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer))
+    texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return pa.types.is_integer(kind) or any(is_text(kind) for is_text in texts)
 
 
 def _is_binary(kind: pa.DataType) -> bool:

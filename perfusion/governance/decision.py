@@ -108,17 +108,22 @@ def decide(
 def at_least(name: str, value: float | None, bound: float, unit: str = "") -> Check:
     """Check `value >= bound`; a missing or NaN value is inconclusive."""
     if value is None or not math.isfinite(value):
-        return Check(name, "inconclusive", f"{name} is missing; needs at least {bound:.4g}{unit}")
+        return Check(name, "inconclusive", f"{name} is missing; needs at least {_shown(bound)}{unit}")
     verdict: Verdict = "pass" if value >= bound else "fail"
-    return Check(name, verdict, f"{name} {value:.4g}{unit}, needs at least {bound:.4g}{unit}")
+    return Check(name, verdict, f"{name} {_shown(value)}{unit}, needs at least {_shown(bound)}{unit}")
 
 
 def at_most(name: str, value: float | None, bound: float, unit: str = "") -> Check:
     """Check `value <= bound`; a missing or NaN value is inconclusive."""
     if value is None or not math.isfinite(value):
-        return Check(name, "inconclusive", f"{name} is missing; may be at most {bound:.4g}{unit}")
+        return Check(name, "inconclusive", f"{name} is missing; may be at most {_shown(bound)}{unit}")
     verdict: Verdict = "pass" if value <= bound else "fail"
-    return Check(name, verdict, f"{name} {value:.4g}{unit}, may be at most {bound:.4g}{unit}")
+    return Check(name, verdict, f"{name} {_shown(value)}{unit}, may be at most {_shown(bound)}{unit}")
+
+
+def _shown(value: float) -> str:
+    """Counts in full, measures to four digits."""
+    return str(value) if isinstance(value, int) else f"{value:.4g}"
 
 
 def _plain(value: Any) -> Any:

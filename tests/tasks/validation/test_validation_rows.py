@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import struct
 import zlib
 from collections.abc import Callable
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -305,3 +307,12 @@ def test_outputs_replace_older_ones_and_are_the_same_every_time(market: Any) -> 
     assert [(second.out / name).read_bytes() for name in names] == before
     assert not (second.out / "valid" / "stale.parquet").exists()
     assert sorted(path.name for path in second.out.iterdir()) == ["quarantine", "valid"]
+
+
+def test_every_rule_stands_in_the_runbook(market: Any) -> None:
+    text = (Path(__file__).resolve().parents[3] / "docs" / "operations.md").read_text()
+    named = set(re.findall(r"`([a-z_]+)`", text))
+    rules = {row["rule"] for row in market.run().report["rules"]}
+    assert rules <= named
+    listed = set(re.findall(r"`([a-z_]+)`", text[text.index("| ids of records") : text.index("A row delivered twice")]))
+    assert listed == rules

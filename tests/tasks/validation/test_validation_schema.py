@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from perfusion.data import ImageStore
+from perfusion.data import ImageStore, content_hash
 from perfusion.errors import DataError
 
 GROUPS = 24
@@ -117,6 +117,7 @@ WRONG_TYPES: dict[str, tuple[str, str, Callable[[Any], Any], pa.DataType, str]] 
     "user_id as boolean": ("users", "user_id", lambda v: True, pa.bool_(), "text"),
     "image_id as bytes": ("images", "image_id", lambda v: v.encode(), pa.binary(), "text"),
     "image as text": ("images", "image", lambda v: "AAAA", pa.string(), "encoded bytes"),
+    "image as nothing": ("images", "image", lambda v: None, pa.null(), "encoded bytes"),
     "image as list": ("images", "image", lambda v: [1], pa.list_(pa.int64()), "encoded bytes"),
 }
 
@@ -211,7 +212,8 @@ def test_what_reads_in_one_way_only_is_converted_and_said(market: Any, name: str
         )
         assert [list(ids) for ids in valid["image_ids"]] == [list(ids) for ids in expected["image_ids"]]
     assert [list(flags) for flags in valid["picked"]] == [list(flags) for flags in expected["picked"]]
-    # what validation lets pass, training can read
+    # what validation lets pass, the rest can read
+    assert len(content_hash(market.root)) == 32
     stored = ImageStore(market.root / "images")
     assert stored.pixels(valid["image_ids"].iloc[3].tolist(), 8).shape == (4, 3, 8, 8)
 
@@ -305,11 +307,25 @@ def test_features_of_every_kind(market: Any) -> None:
         "nothing": [None] * 8,
         "__index_level_0__": list(range(8)),
         "repeats": list(range(8)),
+        "prompt": [1.5] * 8,
+        "picked": ["often"] * 8,
     }
     result = market.run()
     assert set(result.report["ignored_columns"]["users.parquet"]) == {"joined", "tags", "__index_level_0__"}
     users = result.valid("users")
-    assert list(users.columns) == ["user_id", "style", "followers", "age", "verified", "rate", "nothing", "repeats"]
+    own = ["prompt", "picked"]  # named like columns of groups
+    assert users[own].iloc[0].tolist() == [1.5, "often"]
+    assert list(users.columns) == [
+        "user_id",
+        "style",
+        "followers",
+        "age",
+        "verified",
+        "rate",
+        "nothing",
+        "repeats",
+        *own,
+    ]
     assert users["verified"].tolist()[:2] == ["true", "false"]
     assert users["age"].tolist() == list(range(8))
     assert result.report["coverage"]["nothing"] == 0.0
