@@ -7,6 +7,7 @@ compare(workspace, a, b, out)         one page, from run ids, "generator@3" or t
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -139,7 +140,9 @@ def _lineage(workspace: Workspace, record: RunRecord, serving: Mapping[str, int 
     known: dict[str, Any] = {"MLflow run": run_id or "none: the stages ran without the flow"}
     if run_id is not None and (workspace.mlruns / "mlflow.db").exists():
         known["git commit"] = _commit(workspace, run_id)
-    known |= {"data digest": record.data_digest or "not recorded", "seed": record.params.get("seed", 0)}
+    if workspace.verified_data.exists():
+        known["data, content hash"] = json.loads(workspace.verified_data.read_text())["content_hash"]
+    known |= {"data, as DVC knows it": record.data_digest or "not recorded", "seed": record.params.get("seed", 0)}
     return known | {f"champion {name}": version or "none" for name, version in serving.items()}
 
 

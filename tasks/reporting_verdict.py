@@ -8,7 +8,6 @@ from typing import Any
 
 from tasks.reporting_charts import Axis, Reference, axis_for
 from tasks.reporting_record import Figure, RunRecord, figure
-from tasks.reporting_summary import NO_TRUTH
 from tasks.reporting_words import GATES, humane, interval, metric_name, number, percent, signed, split_reason
 
 __all__ = ["tiles_view", "verdict_view"]
@@ -106,6 +105,8 @@ def _praise(record: RunRecord) -> str:
             f"Of what past picks let anyone learn about merchants' own taste, the reward model has learned "
             f"{percent(closed.mean)}."
         )
+    elif (ranked := _ranked(record)) is not None:
+        sentences.append(ranked)
     gain = record.difference("perfusion", "base")
     swap = record.difference("perfusion", "wrong_user")
     if gain is not None and swap is not None:
@@ -117,6 +118,17 @@ def _praise(record: RunRecord) -> str:
         if record.judge != "true_utility":
             sentences.append("The judge is our own reward model: this dataset has no planted truth.")
     return " ".join(sentences)
+
+
+def _ranked(record: RunRecord) -> str | None:
+    """GAUC in words, for data whose ceiling nobody knows."""
+    ours, blind = (figure(record.scorers.get(name), "gauc") for name in ("perfusion_rm", "user_blind"))
+    if ours is None or blind is None:
+        return None
+    return (
+        f"Of a picked picture and one that was not, the reward model ranks the picked one higher in "
+        f"{percent(ours.mean)} of cases; a model that does not know the merchant does in {percent(blind.mean)}."
+    )
 
 
 def _more(gain: Figure) -> str:
@@ -145,14 +157,20 @@ def _taste_tile(record: RunRecord) -> View | None:
     marks = [Reference(0.5, "random", "base")]
     marks += [Reference(blind.mean, "user-blind", "blind")] if blind else []
     marks += [Reference(reachable.mean, "reachable", "limit")] if reachable else []
-    text = "of the way from a user-blind model to the best that the same records allow." if closed else NO_TRUTH + "."
-    return {
-        "question": "Does it know a merchant's taste?",
-        "big": percent(closed.mean) if closed else number(ours.mean),
-        "unit": interval_percent(closed) if closed else f"GAUC {interval(ours)}",
-        "text": text,
-        "ruler": _ruler(ours, blind.mean if blind else 0.5, marks),
-    }
+    ruler = _ruler(ours, blind.mean if blind else 0.5, marks)
+    question = "Does it know a merchant's taste?"
+    if closed is not None:
+        text = "of the way from a user-blind model to the best that the same records allow."
+        return _tile(question, percent(closed.mean), _percent_bounds(closed), text, ruler=ruler)
+    gain = figure((record.reward or {}).get("gain_over_user_blind"), "gauc")
+    text = "GAUC gained by knowing the merchant. How much could be gained is not known: there is no planted truth."
+    if gain is None:
+        return _tile(question, number(ours.mean), f"GAUC {interval(ours)}", "", ruler=ruler)
+    return _tile(question, signed(gain.mean), interval(gain), text, ruler=ruler)
+
+
+def _tile(question: str, big: str, unit: str, text: str, **drawing: Any) -> View:
+    return {"question": question, "big": big, "unit": unit, "text": text, "ruler": None, **drawing}
 
 
 def _ruler(value: Figure, start: float, marks: list[Reference]) -> View:
@@ -166,9 +184,9 @@ def _ruler(value: Figure, start: float, marks: list[Reference]) -> View:
     return {"axis": axis, "start": start, "value": value, "marks": marks, "levels": levels}
 
 
-def interval_percent(value: Figure | None) -> str:
+def _percent_bounds(value: Figure) -> str:
     """The bounds of a share, in percent."""
-    if value is None or value.low is None or value.high is None:
+    if value.low is None or value.high is None:
         return ""
     return f"[{percent(value.low)}, {percent(value.high)}]"
 
@@ -179,16 +197,8 @@ def _personal_tile(record: RunRecord) -> View | None:
         return None
     rate = figure(record.generator, "user_swap_win_rate")
     share = f" The right picture wins for {percent(rate.mean)} of merchants." if rate else ""
-    return {
-        "question": "Does each merchant get their own pictures?",
-        "big": signed(swap.mean, 2),
-        "unit": interval(swap, 2),
-        "text": f"{metric_name(record.judge)} of a picture made for the merchant, minus one made for another.{share}",
-        "ruler": None,
-        "axis": axis_for([swap], zero=True, count=4),
-        "figure": swap,
-        "tone": "ours" if swap.side > 0 else "wrong",
-    }
+    text = f"{metric_name(record.judge)} of a picture made for the merchant, minus one made for another.{share}"
+    return _difference_tile("Does each merchant get their own pictures?", swap, text)
 
 
 def _better_tile(record: RunRecord) -> View | None:
@@ -198,14 +208,11 @@ def _better_tile(record: RunRecord) -> View | None:
     dpo = record.difference("perfusion", "dpo")
     text = f"{metric_name(record.judge)} of PerFusion minus the base model, same prompts and noise."
     if dpo is not None:
-        text += f" Against DPO, which knows no merchant: {signed(dpo.mean, 2)} {interval(dpo, 2)}."
-    return {
-        "question": "Are the pictures better?",
-        "big": signed(gain.mean, 2),
-        "unit": interval(gain, 2),
-        "text": text,
-        "ruler": None,
-        "axis": axis_for([gain], zero=True, count=4),
-        "figure": gain,
-        "tone": "ours" if gain.side > 0 else "wrong",
-    }
+        text += f" Against DPO, which knows no merchant: {_told(dpo)}."
+    return _difference_tile("Are the pictures better?", gain, text)
+
+
+def _difference_tile(question: str, value: Figure, text: str) -> View:
+    axis = axis_for([value], zero=True, count=4)
+    tone = "ours" if value.side > 0 else "wrong"
+    return _tile(question, signed(value.mean, 2), interval(value, 2), text, axis=axis, figure=value, tone=tone)
