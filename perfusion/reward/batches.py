@@ -56,8 +56,8 @@ class Candidates:
 Scorer = Callable[[Candidates], Tensor]  # -> (R,)
 
 
-def batch_rows(count: int, size: int, step: int, *path: object) -> Tensor:
-    """Rows of batch `step`, (B,) long: every epoch a new permutation named by `path` (seed first), batches run through.
+def batch_rows(count: int, size: int, step: int, seed: int, name: str) -> Tensor:
+    """Rows of batch `step`, (B,) long: every epoch is a new permutation, and batches run on from one to the next.
 
     Raises:
         DataError: no rows to draw from.
@@ -66,8 +66,7 @@ def batch_rows(count: int, size: int, step: int, *path: object) -> Tensor:
         raise DataError("no training groups; check the filter (data.min_records) and the split")
     position = torch.arange(step * size, (step + 1) * size)
     epochs = range(int(position[0]) // count, int(position[-1]) // count + 1)
-    seed, *names = path
-    orders = {epoch: torch.randperm(count, generator=generator_for(int(str(seed)), *names, epoch)) for epoch in epochs}
+    orders = {epoch: torch.randperm(count, generator=generator_for(seed, name, epoch)) for epoch in epochs}
     return torch.stack([orders[int(p) // count][int(p) % count] for p in position])
 
 
