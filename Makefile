@@ -59,7 +59,7 @@ ui: install  ## MLflow: runs, curves, pictures, registry, at http://127.0.0.1:50
 	$(BIN)/perfusion ui
 
 prefect: install  ## Prefect's own pages: flow runs, states, logs, at http://127.0.0.1:4200
-	PREFECT_HOME=$(CURDIR)/work/prefect $(BIN)/prefect server start
+	mkdir -p work/prefect && PREFECT_HOME=$(CURDIR)/work/prefect $(BIN)/prefect server start
 
 lock:  ## write requirements.lock from what .venv holds
 	{ sed -n '/^#/p' requirements.lock; \

@@ -28,3 +28,4 @@ def quieten(repository: Path) -> None:
     os.environ.update(_QUIET)
     for name, value in {**_DEFAULTS, "PREFECT_HOME": str(repository / "work" / "prefect")}.items():
         os.environ.setdefault(name, value)
+    Path(os.environ["PREFECT_HOME"]).parent.mkdir(parents=True, exist_ok=True)  # Prefect makes no folder above its own
