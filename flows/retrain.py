@@ -30,6 +30,7 @@ from prefect.artifacts import (
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
+from prefect.task_runners import ThreadPoolTaskRunner
 
 from perfusion.checkpoint import atomic_write
 from perfusion.config import Params
@@ -110,7 +111,9 @@ class _Run:
         return self.registered.versions if self.registered is not None else {}
 
 
-@flow(name="retrain", persist_result=False, validate_parameters=False)
+@flow(
+    name="retrain", task_runner=ThreadPoolTaskRunner[Any](max_workers=2), persist_result=False, validate_parameters=False
+)  # fmt: skip
 def retrain(
     params: str | None = None, data: str | None = None, root: str | None = None, mlruns: str | None = None
 ) -> State[Any]:
@@ -159,8 +162,10 @@ def _graph(run: _Run) -> None:
     for stage in ("split", "backbones", "pickscore", "reward", "evaluate-reward"):
         _stage(run, stage)
     _gate(run, "reward", gates.reward)
-    for stage in ("encode", "dpo", "sft", "generator", "evaluate-generator"):
-        _stage(run, stage)
+    _stage(run, "encode")
+    _side_by_side(run, "dpo", "sft")
+    _stage(run, "generator")
+    _stage(run, "evaluate-generator")
     state = _must(register(run, return_state=True))
     if state.name == "Unchanged":
         raise _Ended("unchanged", str(state.message))
@@ -178,6 +183,15 @@ def _must(state: State[Any]) -> State[Any]:
 
 def _stage(run: _Run, stage: str) -> None:
     _must(bring_up_to_date.with_options(name=stage)(run, stage, return_state=True))
+
+
+def _side_by_side(run: _Run, *stages: str) -> None:
+    """Stages that do not need each other, each in its process; all have ended before the flow goes on or stops."""
+    futures = [bring_up_to_date.with_options(name=stage).submit(run, stage) for stage in stages]
+    for future in futures:
+        future.wait()
+    for future in futures:
+        _must(future.state)
 
 
 def _gate(run: _Run, gate: str, question: gates.Question) -> None:

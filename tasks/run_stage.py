@@ -20,7 +20,9 @@ from tasks.workspace import Workspace
 __all__ = ["DiskFullError", "StageError", "StageResult", "require_disk", "run_stage"]
 
 LEAST_FREE_MIB = 1024
+LOCK_ATTEMPTS = 5
 _UNCHANGED = re.compile(r"^Stage '.*' (didn't change, skipping|is cached - skipping run)")
+_LOCKED = re.compile(r"Unable to acquire lock")
 _CHATTER = re.compile(
     r"^(Use `dvc push`|To track the changes with git|\tgit add |To enable auto staging|\tdvc config core\.autostage"
     r"|Updating lock file|Generating lock file|Data and pipelines are up to date|Running stage |> |$)"
@@ -77,28 +79,35 @@ def run_stage(
     """
     began, clock = time.monotonic(), time.time()
     command = [sys.executable, "-m", "dvc", "repro", "--single-item", *(["--force"] if force else []), stage]
+    for attempt in range(1, LOCK_ATTEMPTS + 1):
+        code, lines = _run_in_group(command, workspace, threads, tell)
+        if code == 0 or not any(_LOCKED.search(line) for line in lines) or attempt == LOCK_ATTEMPTS:
+            break
+        time.sleep(1)  # another dvc of this workspace is reading or writing its lock file
+    if code != 0:
+        raise _failure(workspace, stage, clock, lines)
+    return StageResult(stage, any(_UNCHANGED.match(line) for line in lines), time.monotonic() - began)
+
+
+def _run_in_group(
+    command: list[str], workspace: Workspace, threads: int, tell: Callable[[str], None]
+) -> tuple[int, list[str]]:
+    """Run a command to its end and tell its lines; its whole process group is gone when this returns or raises."""
     process = subprocess.Popen(
         command, cwd=workspace.root, env=_environment(threads), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True, errors="replace", bufsize=1, start_new_session=True, preexec_fn=die_with_parent,
     )  # fmt: skip
-    cached, lines = False, []
+    assert process.stdout is not None
+    lines = []
     try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            line = line.rstrip()
-            if _UNCHANGED.match(line):
-                cached = True
-            elif not _CHATTER.match(line):
+        for line in map(str.rstrip, process.stdout):
+            lines.append(line)
+            if not _CHATTER.match(line) and not _UNCHANGED.match(line):
                 tell(line)
-                lines.append(line)
-        code = process.wait()
+        return process.wait(), lines
     finally:
         stop_group(process)
-        if process.stdout is not None:
-            process.stdout.close()
-    if code != 0:
-        raise _failure(workspace, stage, clock, lines)
-    return StageResult(stage, cached, time.monotonic() - began)
+        process.stdout.close()
 
 
 def require_disk(workspace: Workspace, least_mib: int = LEAST_FREE_MIB) -> None:
@@ -130,6 +139,6 @@ def _failure(workspace: Workspace, stage: str, since: float, lines: list[str]) -
         error = told[0]  # of several processes, the one that failed first
         kind = "" if error["expected"] else f"{error['error']}: "
         return StageError(f"stage {stage}: {kind}{error['message']}", bool(error["expected"]))
-    tail = "\n".join(lines[-12:]) or "(no output)"
-    busy = any("is busy" in line or "Unable to acquire lock" in line for line in lines)
+    tail = "\n".join([line for line in lines if not _CHATTER.match(line)][-12:]) or "(no output)"
+    busy = any("is busy" in line or _LOCKED.search(line) for line in lines)
     return StageError(f"stage {stage} failed without a word of its own; the end of its output:\n{tail}", busy)
