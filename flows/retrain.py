@@ -112,8 +112,11 @@ class _Run:
 
 
 @flow(
-    name="retrain", task_runner=ThreadPoolTaskRunner[Any](max_workers=2), persist_result=False, validate_parameters=False
-)  # fmt: skip
+    name="retrain",
+    task_runner=ThreadPoolTaskRunner(max_workers=2),  # type: ignore[arg-type]  # Prefect's own runner, its own futures
+    persist_result=False,
+    validate_parameters=False,
+)
 def retrain(
     params: str | None = None, data: str | None = None, root: str | None = None, mlruns: str | None = None
 ) -> State[Any]:
