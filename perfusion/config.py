@@ -222,7 +222,6 @@ class GeneratorConfig(PreferenceConfig):
     cross_layers: Count = Field(3, description="layers of the cross network (Eq. 2)")
     cross_norm: bool = Field(False, description="LayerNorm on the cross network's output; off in the paper")
     user_lr_factor: Positive = Field(1.0, description="learning rate of the user path, relative; 1 in the paper")
-    exit_lr_factor: Positive = Field(1.0, description="the same of the output zero convolutions; 1 in the paper")
     unknown_dropout: Share = Field(0.0, description="share of training groups whose user id is masked")
     min_timestep: int = Field(0, ge=0, description="below this noise level PAN is not run; 0 in the paper")
     user_scale: float = Field(2.0, ge=0.0, description="default weight w of the user in guidance")

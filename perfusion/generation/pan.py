@@ -108,14 +108,10 @@ class PersonalAdaptiveNetwork(ModelMixin, ConfigMixin):
         """The user path: embeddings, crossing, linear map and the input convolution."""
         return [*self.user.parameters(), *self.to_map.parameters(), *self.enter.parameters()]
 
-    def exit_parameters(self) -> list[nn.Parameter]:
-        """The output convolutions."""
-        return [*self.leave.parameters(), *self.leave_mid.parameters()]
-
     def copy_parameters(self) -> list[nn.Parameter]:
-        """The copied blocks: all but the user path and the output convolutions."""
-        new = {id(parameter) for parameter in [*self.user_parameters(), *self.exit_parameters()]}
-        return [parameter for parameter in self.parameters() if id(parameter) not in new]
+        """All but the user path."""
+        user = {id(parameter) for parameter in self.user_parameters()}
+        return [parameter for parameter in self.parameters() if id(parameter) not in user]
 
 
 def skip_channels(unet: UNet2DConditionModel) -> list[int]:

@@ -126,7 +126,6 @@ def train_generator(
         predict, modules = predict_from_pan(pan, backbone.unet), {"pan": pan}
         groups = [
             {"params": pan.copy_parameters(), "lr": optimiser.lr},
-            {"params": pan.exit_parameters(), "lr": optimiser.lr * config.exit_lr_factor},
             {"params": pan.user_parameters(), "lr": optimiser.lr * config.user_lr_factor},
         ]
     else:
