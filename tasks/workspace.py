@@ -273,6 +273,8 @@ def prepare_workspace(
     for name in CODE_FOLDERS:
         _link(folder / name, REPOSITORY / name)
     _link(folder / "data", dataset)
+    if (REPOSITORY / ".venv").is_dir():
+        _link(folder / ".venv", REPOSITORY / ".venv")  # where dvc.yaml looks for python, so that `dvc repro` works here
     resolved = f"# {source.name} with every default written out\n{yaml.safe_dump(values, sort_keys=False)}"
     _write_if_changed(workspace.params_file, resolved.encode())
     for name in ("dvc.yaml", ".dvcignore"):
