@@ -292,3 +292,9 @@ def test_pictures_while_training(home, tmp_path):
     )  # fmt: skip
     assert drawn[1].shape == (16, 3, SIZE, SIZE)
     assert drawn[1].dtype == torch.uint8
+    drawn.clear()
+    train_dpo(
+        {"train": group_table()}, home / "encode", home / "diffusion", preferences(), tmp_path / "dpo",
+        replace(run, name="dpo"),
+    )  # fmt: skip
+    assert drawn[1].shape == (16, 3, SIZE, SIZE)
