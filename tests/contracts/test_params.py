@@ -28,7 +28,8 @@ def test_the_papers_values() -> None:
     params = load_params(REPOSITORY / "params" / "paper.yaml")
     assert params.data.min_records == 10
     assert params.data.ratios == (8, 1, 1)
-    assert params.reward.batch_groups == 128
+    for section in (params.pickscore, params.reward):
+        assert section.batch_groups * section.optimiser.accumulate == 128
     assert (params.reward.optimiser.lr, params.reward.optimiser.warmup) == (1e-3, 500)
     assert params.clip.path is not None
     for arm in (params.dpo, params.sft, params.generator):
