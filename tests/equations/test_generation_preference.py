@@ -193,10 +193,9 @@ def test_top_set_likelihood_adds_up_every_order(picked):
     assert top_set_log_likelihood(rewards, *masks(picked, 6 - picked)).exp().item() == pytest.approx(total, rel=1e-10)
 
 
-@pytest.mark.parametrize(("picked", "objective", "bias"), [
-    (1, "paper", 0.0), (1, "pl_topk", 0.0), (2, "pl_topk", 0.0), (3, "pl_topk", 0.0), (2, "paper", None), (3, "paper", None),
-])  # fmt: skip
-def test_planted_plackett_luce_rewards_are_recovered(picked, objective, bias):
+@pytest.mark.parametrize("objective", ["paper", "pl_topk"])
+@pytest.mark.parametrize("picked", [1, 2, 3])
+def test_planted_plackett_luce_rewards_are_recovered(picked, objective):
     """Minimise the expected loss over all top sets; the paper's product is exact for one picked, outward beyond."""
     planted = torch.tensor([0.8, 0.3, 0.0, -0.4, -0.7], dtype=torch.float64)
     sets = torch.tensor([[i in chosen for i in range(5)] for chosen in itertools.combinations(range(5), picked)])
@@ -217,7 +216,7 @@ def test_planted_plackett_luce_rewards_are_recovered(picked, objective, bias):
 
     solver.step(closure)
     error = (found.detach() - found.detach().mean()) - (planted - planted.mean())
-    if bias is None:
+    if objective == "paper" and picked > 1:
         assert (error * planted).sum() > 0.1  # outward
     else:
         assert error.abs().max() < 1e-6
