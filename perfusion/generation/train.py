@@ -17,7 +17,7 @@ that is off by default (tiny networks, minutes of training, a twin that predicts
   which are decided near pure noise, and unclamped losers saturate every picture.
 * A norm on the cross network and a faster user path: without them every user gets the same pictures. The gain must be
   judged against a wrong user, not against the base: what everybody likes is learned first, here by the DPO backbone.
-* Noise levels are drawn where pictures are decided. Training mostly at the very last level, though cheap, gained half:
+* Noise levels are drawn where pictures are decided. Training mostly at the very last level is cheap, but
   the copied blocks have learned to ignore their input there, and the user enters through that input.
 """
 
