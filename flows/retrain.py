@@ -141,7 +141,7 @@ def _recorded(workspace: Workspace, began: float) -> Outcome:
         run = _Run(workspace, params, record)
         try:
             _graph(run)
-            ended = _Ended("promoted", f"promoted: {_named(run.versions)}")
+            ended = _Ended("promoted", f"{_named(run.versions)} serve from now on")
         except _Ended as end:
             ended = end
             publishing.forget_unreached(workspace, run.reached)

@@ -70,7 +70,9 @@ class Progress:
         left = (self.total - done) / rate if rate > 0 else math.inf
         eta = f"{int(left // 60)}:{int(left % 60):02d}" if math.isfinite(left) else "?"
         values = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        line = f"{self.name}  {done}/{self.total}  {100 * done / self.total:3.0f}%  eta {eta}  {rate:.2f} it/s  {values}"
+        line = (
+            f"{self.name}  {done}/{self.total}  {100 * done / self.total:3.0f}%  eta {eta}  {rate:.2f} it/s  {values}"
+        )
         end = "\n" if not terminal or done == self.total else ""
         sys.stderr.write(("\r\x1b[2K" if terminal else "") + line + end)
         sys.stderr.flush()
@@ -136,7 +138,8 @@ def train(
             loss, metrics = objective(step * config.accumulate + micro)
             if not torch.isfinite(loss):
                 raise DivergenceError(
-                    f"{run.name}: loss is {loss.item()} at step {step}; lower {run.name}.optimiser.lr (now {config.lr:g})"
+                    f"{run.name}: loss is {loss.item()} at step {step}; "
+                    f"lower {run.name}.optimiser.lr (now {config.lr:g})"
                 )
             (loss / config.accumulate).backward()
         norm = nn.utils.clip_grad_norm_(trainable, config.grad_clip)
@@ -196,9 +199,7 @@ def _resume(
 
 
 @torch.no_grad()
-def _follow(
-    ema: Mapping[str, nn.Module] | None, modules: Mapping[str, nn.Module], decay: float, step: int
-) -> None:
+def _follow(ema: Mapping[str, nn.Module] | None, modules: Mapping[str, nn.Module], decay: float, step: int) -> None:
     """Move each averaged module towards its source; the decay ramps up so that the first steps are forgotten."""
     if not ema:
         return
