@@ -102,7 +102,7 @@ with open_workspace({str(workspace.root)!r}).held():
 def test_too_little_disk_is_told_before_anything_starts(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(workspace.root)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=5 * 2**20))
-    with pytest.raises(DiskFullError, match="5 MiB free on this disk, a retraining needs 1024 MiB"):
+    with pytest.raises(DiskFullError, match="5 MiB free on this disk, a retraining needs 2048 MiB"):
         require_disk(workspace)
 
 
