@@ -57,7 +57,7 @@ def write_report(workspace: Workspace, out: Path | None = None) -> Path:
         kicker=_kicker(record),
         verdict=verdict_view(record),
         gates=gates_view(record),
-        gate_missing="The flow did not ask this gate.",
+        gate_missing=_why_not_asked(record),
         tiles=tiles_view(record),
         sheet=contact_sheet(record),
         merchants=_merchants_sheet(record),
@@ -87,6 +87,12 @@ def compare(workspace: Workspace, run_a: str | Path, run_b: str | Path, out: Pat
     """
     with open_run(workspace, run_a) as a, open_run(workspace, run_b) as b:
         return write_page(out, "compare.html.j2", **comparison_view(a, b), now=_now())
+
+
+def _why_not_asked(record: RunRecord) -> str:
+    if (record.outcome or {}).get("status") == "unchanged":
+        return "Not asked: these very models serve already."
+    return "The flow did not come to this gate."
 
 
 def _now() -> str:

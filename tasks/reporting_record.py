@@ -185,10 +185,11 @@ def read_record(folder: Path, title: str | None = None) -> RunRecord:
     records = {file.stem: _read_json(file) for file in sorted((work / "metrics").glob("*.json"))}
     gates, seconds = records.pop("gates", {}), records.pop("seconds", {})
     outcome, lock = work / "outcome.json", _read_yaml(root / "dvc.lock").get("stages", {})
+    params = _read_yaml(root / "params.yaml")
     return RunRecord(
         work=work,
-        title=title or root.name,
-        params=_read_yaml(root / "params.yaml"),
+        title=title or str(params.get("name", root.name)),
+        params=params,
         metrics=records,
         gates=gates,
         seconds=seconds,

@@ -52,7 +52,8 @@ def verdict_view(record: RunRecord) -> View:
     if status == "failed":
         return _verdict("fail", "The run failed", "", f"{_sentence(told)} What served before goes on serving.")
     if status == "unchanged":
-        return _verdict("none", "Nothing new to promote", "", f"{_sentence(told)} {_praise(record)}")
+        serving = told.partition(": ")[2].rstrip(".")
+        return _verdict("none", "Nothing new to promote", serving, _praise(record))
     if status == "promoted" and set(GATES) <= set(record.gates):
         names = " and ".join(f"{name} {version}" for name, version in outcome.get("versions", {}).items())
         return _verdict("pass", "Promoted", f"{names or 'the new models'} now serve", _praise(record))

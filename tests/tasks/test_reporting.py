@@ -60,7 +60,7 @@ def workspace(make_run: MakeRun) -> Workspace:
     return open_workspace(root, root / "mlruns")
 
 
-def edit(path: Path, change: Callable[[Any], None]) -> None:
+def edit(path: Path, change: Callable[[Any], Any]) -> None:
     record = json.loads(path.read_text())
     change(record)
     path.write_text(json.dumps(record))
@@ -182,6 +182,16 @@ def test_the_word_of_an_earlier_run_is_not_taken_for_this_ones(workspace: Worksp
     edit(workspace.work / "metrics/gates.json", lambda gates: gates.pop("promotion"))
     said = Page(write_report(workspace).read_text()).text
     assert "No verdict yet: not every gate was asked" in said
+
+
+def test_models_that_serve_already_are_no_refusal(workspace: Workspace) -> None:
+    told = ["nothing new to promote: perfusion-generator version 3 and perfusion-reward version 3 serve already"]
+    edit(workspace.work / "outcome.json", lambda outcome: outcome.update(status="unchanged", reasons=told))
+    for gate in ("load", "promotion"):
+        edit(workspace.work / "metrics/gates.json", lambda gates, gate=gate: gates.pop(gate))
+    said = Page(write_report(workspace).read_text()).text
+    assert "Nothing new to promote: perfusion-generator version 3 and perfusion-reward version 3 serve already." in said
+    assert "Not asked: these very models serve already." in said
 
 
 def test_every_gate_of_the_flow_has_its_words() -> None:
