@@ -74,12 +74,23 @@ def test_mlflow_holds_a_run_per_model_with_curves_pictures_and_the_dataset(first
     assert {"dvc.lock", "dvc.yaml", "params.yaml", "git.diff", "resolved.json", "report", "metrics"} <= kept
 
 
+def test_the_same_models_are_not_judged_twice(first: First, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop, _ = first
+    before = shop.workspace.gates.read_text()
+    for gate in ("load", "promotion"):
+        monkeypatch.setattr(gates, gate, lambda *_: pytest.fail("asked again"))
+    state = shop.retrain()
+    assert state.name == "Refused", state.message
+    assert json.loads(shop.workspace.gates.read_text()) == json.loads(before)
+
+
 def test_a_second_run_finds_everything_cached_and_promotes_what_the_gate_now_passes(
     first: First, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shop, _ = first
     judged = json.loads(shop.workspace.seconds.read_text())
     passed = Decision("promotion", "pass", ("pass: told so by this test",))
+    monkeypatch.setattr(gates, "remembered", lambda *_: None)  # else the first run's verdict stands
     monkeypatch.setattr(gates, "promotion", lambda *_: passed)
     state = shop.retrain()
     assert (state.name, shop.outcome()["status"]) == ("Promoted", "promoted"), state.message
