@@ -24,6 +24,7 @@ from tasks.registry import JUDGED_BY, Registry
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
     registry = make_store(tmp_path_factory.mktemp("served"))
     mlflow.set_tracking_uri(registry.client.tracking_uri)
+    mlflow.set_registry_uri(registry.client.tracking_uri)  # flows tested before have set it to their own store
     return registry
 
 
