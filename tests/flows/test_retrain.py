@@ -109,7 +109,7 @@ def test_a_third_run_has_nothing_new_to_promote_and_is_quick(first: First) -> No
     seconds = time.monotonic() - began
     assert state.name == "Unchanged", state.message
     assert "nothing new to promote" in str(state.message)
-    assert seconds < 60, f"{seconds:.0f} s"
+    assert seconds < 150, f"{seconds:.0f} s; 20 to 40 on a machine that does nothing else"
 
 
 def test_a_tie_is_not_promoted(first: First) -> None:
