@@ -113,6 +113,7 @@ class RewardConfig(Section):
     )
     shuffle_phrases: bool = Field(True, description="shuffle the phrases of prompts in training (Sec. 6.4)")
     shuffle_users: bool = Field(False, description="control: permute users' features; must gain nothing")
+    cache: bool = Field(True, description="keep what frozen towers compute before users are heard, where it pays")
     evaluate_every: Count = Field(50, description="steps between measurements of valid loss and GAUC")
     evaluate_groups: Count = Field(512, description="valid groups measured, at most")
     keep: Literal["best", "last"] = Field("best", description="weights kept: of the best valid loss, or the last")

@@ -15,21 +15,24 @@ from transformers import BatchEncoding
 from perfusion.data import GroupTable
 from perfusion.errors import DataError
 from perfusion.reward.backbones import Backbone
+from perfusion.reward.frozen import Frozen
 from perfusion.reward.losses import cosine_similarity, group_auc
+from perfusion.reward.towers import picture_embeds, picture_start, prompt_embeds
 from perfusion.seeding import generator_for
 
 __all__ = [
+    "NOTHING",
     "BestWeights",
     "Candidates",
     "Measure",
     "batch_rows",
     "blind_scores",
-    "embed_pictures",
     "gather",
     "measure",
     "spread",
 ]
 
+NOTHING = Frozen()  # nothing is kept
 GroupObjective = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -38,14 +41,15 @@ class Candidates:
     """A batch of groups, ready for a tower.
 
     Attributes:
-        tokens: input_ids and attention_mask (B, T).
-        image: (R, 3, S, S) pictures, or (R, P) embeddings of a tower that no user changes.
+        text: input_ids and attention_mask (B, T), or (B, P) embeddings of a tower that hears of no user.
+        image: (R, 3, S, S) pictures, (R, T, D) what the first layer is given of them, or (R, P) embeddings of a tower
+            that hears of no user.
         group: (R,) long, the group of each row.
         users: (B, F) long.
         picked, valid: (B, N) bool.
     """
 
-    tokens: BatchEncoding
+    text: BatchEncoding | Tensor
     image: Tensor
     group: Tensor
     users: Tensor
@@ -71,28 +75,32 @@ def batch_rows(count: int, size: int, step: int, seed: int, name: str) -> Tensor
 
 
 def gather(
-    table: GroupTable, rows: Tensor, prompts: list[str], users: Tensor, backbone: Backbone, images: Tensor | None = None
+    table: GroupTable, rows: Tensor, prompts: list[str], users: Tensor, backbone: Backbone, frozen: Frozen = NOTHING
 ) -> Candidates:
     """The groups `rows` (B,) of `table` with these prompts and user features, on the backbone's device.
 
     Args:
-        images: (M, P) embeddings of all pictures of the table, instead of the pictures.
+        frozen: what is kept of the table's pictures and of prompts, used instead of them.
     """
     device = backbone.clip.device
     valid = table.valid[rows]
     pictures = table.image_index[rows][valid]
-    image = backbone.prepare(table.pixels[pictures].to(device)) if images is None else images[pictures.to(device)]
+    if frozen.pictures is None:
+        image = backbone.prepare(table.pixels[pictures].to(device))
+    else:
+        image = frozen.pictures[pictures].to(device)
     return Candidates(
-        backbone.tokens(prompts), image, valid.nonzero()[:, 0].to(device), users.to(device),
+        _text(prompts, backbone, frozen), image, valid.nonzero()[:, 0].to(device), users.to(device),
         table.picked[rows].to(device), valid.to(device),
     )  # fmt: skip
 
 
-@torch.no_grad()
-def embed_pictures(backbone: Backbone, pixels: Tensor, batch: int = 256) -> Tensor:
-    """User-blind embeddings of all pictures (M, 3, S, S) uint8: (M, P), not normalised."""
-    prepared = (backbone.prepare(part.to(backbone.clip.device)) for part in pixels.split(batch))
-    return torch.cat([backbone.clip.get_image_features(part).pooler_output for part in prepared])
+def _text(prompts: list[str], backbone: Backbone, frozen: Frozen) -> BatchEncoding | Tensor:
+    """Kept embeddings where all prompts have one, else tokens."""
+    known = frozen.prompts or {}
+    if not all(prompt in known for prompt in prompts):
+        return backbone.tokens(prompts)
+    return torch.stack([known[prompt] for prompt in prompts]).to(backbone.clip.device)
 
 
 def spread(scores: Tensor, valid: Tensor) -> Tensor:
@@ -102,9 +110,14 @@ def spread(scores: Tensor, valid: Tensor) -> Tensor:
 
 def blind_scores(backbone: Backbone, batch: Candidates) -> Tensor:
     """User-blind scores exp(logit_scale) * cosine, (R,) (Eq. 6)."""
-    text = backbone.clip.get_text_features(**batch.tokens).pooler_output
-    image = backbone.clip.get_image_features(batch.image).pooler_output
-    return backbone.clip.logit_scale.exp() * cosine_similarity(text[batch.group], image)
+    clip, text, image = backbone.clip, batch.text, batch.image
+    if not isinstance(text, Tensor):
+        text = prompt_embeds(clip, **text)
+    if image.ndim == 4:
+        image = picture_start(clip, image)
+    if image.ndim == 3:
+        image = picture_embeds(clip, image)
+    return clip.logit_scale.exp() * cosine_similarity(text[batch.group], image)
 
 
 @dataclass(frozen=True)
@@ -122,13 +135,13 @@ def measure(
     table: GroupTable,
     backbone: Backbone,
     most: int,
-    images: Tensor | None = None,
+    frozen: Frozen = NOTHING,
     batch_groups: int = 128,
 ) -> Measure:
     """Score at most `most` groups of `table` that were picked from, evenly spread over it.
 
     Args:
-        images: see `gather`.
+        frozen: see `gather`.
 
     Raises:
         DataError: no group was.
@@ -140,7 +153,7 @@ def measure(
     losses, aucs = [], []
     for part in rows.split(batch_groups):
         batch = gather(
-            table, part, [table.prompts[row] for row in part.tolist()], table.features(part), backbone, images
+            table, part, [table.prompts[row] for row in part.tolist()], table.features(part), backbone, frozen
         )
         s = spread(scorer(batch), batch.valid)
         losses.append(objective(s, batch.picked, batch.valid))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -23,9 +23,18 @@ from perfusion.errors import ConfigError, DataError, WeightsError
 from perfusion.nn import AdaptiveNetwork, CrossNetwork, FeatureEmbedding, PersonalPlugIn, UserEncoder
 from perfusion.nn.injection import make_injectable
 from perfusion.reward.backbones import Backbone
-from perfusion.reward.batches import Candidates
+from perfusion.reward.batches import Candidates, spread
 from perfusion.reward.card import write_card
+from perfusion.reward.frozen import (
+    MOST_PROMPTS,
+    Frozen,
+    embed_pictures,
+    embed_prompts,
+    start_fits,
+    start_pictures,
+)
 from perfusion.reward.losses import cosine_similarity
+from perfusion.reward.towers import picture_embeds, picture_start, prompt_embeds
 
 __all__ = ["PerFusionRM", "PerFusionRMConfig"]
 
@@ -37,6 +46,7 @@ VARIANTS: dict[str, dict[str, tuple[Tower, ...]]] = {  # plug-in -> towers it se
     "text_only": {"text": ("text",)},
 }
 _FEATURES = "features.json"
+_PROMPTS = 64  # a pass of the text tower
 
 
 class PerFusionRMConfig(PreTrainedConfig):
@@ -73,7 +83,8 @@ class PerFusionRMConfig(PreTrainedConfig):
 class PerFusionRM(PreTrainedModel):
     """The personalised reward model (Eq. 2-6). Build it with `from_backbone` or `from_pretrained`.
 
-    The backbone is frozen; only the plug-ins train. `users=None` is the plain backbone, user-blind, bit for bit.
+    The backbone is frozen; only the plug-ins train. `users=None` is the plain backbone, user-blind: bit for bit what
+    `perfusion.reward.batches.blind_scores` makes of it, and transformers' own scores up to rounding.
 
     Attributes:
         tokenizer, processor: the backbone's; None until attached by one of the two builders.
@@ -155,6 +166,10 @@ class PerFusionRM(PreTrainedModel):
         """The user-blind backbone with its helpers."""
         return Backbone(self.backbone, self.tokenizer, self.processor)
 
+    def hears(self, tower: Tower) -> bool:
+        """Whether a plug-in serves this tower; if not, what it computes is the same for everybody."""
+        return any(tower in towers for towers in VARIANTS[self.config.variant].values())
+
     def knowledge(self, tower: Tower, users: Tensor | None) -> Tensor | None:
         """What `tower` is told about `users` (B, F): (B, L, 2, D), or None for no plug-in or no users (Eq. 4)."""
         if users is None:
@@ -166,17 +181,19 @@ class PerFusionRM(PreTrainedModel):
 
     def text_embeds(self, input_ids: Tensor, attention_mask: Tensor, users: Tensor | None) -> Tensor:
         """v_text^u, (B, P), not normalised; one per group."""
-        knowledge = self.knowledge("text", users)
-        return self.backbone.get_text_features(
-            input_ids=input_ids, attention_mask=attention_mask, knowledge=knowledge
-        ).pooler_output
+        return prompt_embeds(self.backbone, input_ids, attention_mask, self.knowledge("text", users))
 
-    def image_embeds(self, pixel_values: Tensor, users: Tensor | None, group: Tensor) -> Tensor:
-        """v_image^u, (R, P), not normalised; the plug-in runs once per group, `group` (R,) says whose a row is."""
+    def image_embeds(self, image: Tensor, users: Tensor | None, group: Tensor) -> Tensor:
+        """v_image^u, (R, P), not normalised; the plug-in runs once per group, `group` (R,) says whose a row is.
+
+        Args:
+            image: (R, 3, S, S) prepared pictures, or (R, T, D) of `perfusion.reward.frozen.start_pictures`.
+            users: (B, F) long; None for user-blind.
+            group: (R,) long.
+        """
+        start = picture_start(self.backbone, image) if image.ndim == 4 else image
         knowledge = self.knowledge("vision", users)
-        return self.backbone.get_image_features(
-            pixel_values=pixel_values, knowledge=None if knowledge is None else knowledge[group]
-        ).pooler_output
+        return picture_embeds(self.backbone, start, None if knowledge is None else knowledge[group])
 
     def forward(
         self,
@@ -199,17 +216,39 @@ class PerFusionRM(PreTrainedModel):
         return self.scale * cosine_similarity(text[group], image)
 
     def score_candidates(self, batch: Candidates) -> Tensor:
-        """Scores of a training batch, (R,); its `image` may be pictures, or the embeddings that no user changes."""
-        if batch.image.ndim == 4:
-            return self(**batch.tokens, pixel_values=batch.image, group=batch.group, users=batch.users)
-        if self.knowledge("vision", batch.users) is not None:
-            raise ConfigError(f"variant {self.config.variant!r} changes picture embeddings by user: pass pictures")
-        text = self.text_embeds(**batch.tokens, users=batch.users)
-        return self.scale * cosine_similarity(text[batch.group], batch.image)
+        """Scores of a training batch, (R,), whatever of it is kept (see `freeze`).
 
-    @torch.no_grad()
+        Raises:
+            ConfigError: an embedding is given that this variant changes by user.
+        """
+        text, image = batch.text, batch.image
+        if not isinstance(text, Tensor):
+            text = self.text_embeds(**text, users=batch.users)
+        elif self.hears("text"):
+            raise ConfigError(f"variant {self.config.variant!r} changes prompt embeddings by user: pass tokens")
+        if image.ndim > 2:
+            image = self.image_embeds(image, batch.users, batch.group)
+        elif self.hears("vision"):
+            raise ConfigError(f"variant {self.config.variant!r} changes picture embeddings by user: pass pictures")
+        return self.scale * cosine_similarity(text[batch.group], image)
+
+    def freeze(self, pixels: Tensor, prompts: Collection[str] = ()) -> Frozen:
+        """What the frozen backbone says of these pictures and prompts, as far as this variant's users leave it alone.
+
+        Args:
+            pixels: (M, 3, H, W) uint8.
+            prompts: of which `MOST_PROMPTS` are kept at most.
+        """
+        pictures = None
+        if not self.hears("vision"):
+            pictures = embed_pictures(self.blind, pixels)
+        elif start_fits(self.blind, pixels):
+            pictures = start_pictures(self.blind, pixels)
+        known = None if self.hears("text") else embed_prompts(self.blind, prompts, MOST_PROMPTS)
+        return Frozen(pictures, known)
+
     def score(
-        self, prompts: Sequence[str], pixels: Tensor, users: Tensor | None = None, batch_groups: int = 64
+        self, prompts: Sequence[str], pixels: Tensor, users: Tensor | None = None, valid: Tensor | None = None
     ) -> Tensor:
         """Scores of every candidate of every group, in units of scale * cosine.
 
@@ -217,32 +256,70 @@ class PerFusionRM(PreTrainedModel):
             prompts: B prompts of comma-joined phrases.
             pixels: (B, N, 3, H, W) uint8; resized to the tower's input.
             users: (B, F) feature ids; None for user-blind.
-            batch_groups: groups a pass.
+            valid: (B, N) bool, the candidates that exist; the others cost nothing and score 0. None takes all.
 
         Returns:
             (B, N) float32 on the CPU.
 
         Raises:
-            DataError: the three do not speak of the same number of groups.
+            DataError: the parts do not speak of the same number of groups.
         """
-        if pixels.ndim != 5 or len(prompts) != len(pixels) or (users is not None and len(users) != len(prompts)):
+        shape = pixels.shape[:2]
+        if pixels.ndim != 5 or len(prompts) != shape[0] or (valid is not None and valid.shape != shape):
             raise DataError(
-                f"{len(prompts)} prompts, pixels {tuple(pixels.shape)}, users {None if users is None else len(users)}: "
-                "need B prompts, pixels (B, N, 3, H, W) and B users"
+                f"{len(prompts)} prompts, pixels {tuple(pixels.shape)}, valid "
+                f"{None if valid is None else tuple(valid.shape)}: need B prompts, pixels (B, N, 3, H, W), valid (B, N)"
             )
-        if not prompts:
-            return torch.empty(pixels.shape[:2])
+        if valid is None:
+            group = torch.arange(shape[0]).repeat_interleave(shape[1])
+            return self.score_pictures(prompts, pixels.flatten(0, 1), group, users).view(shape)
+        group = valid.nonzero()[:, 0]
+        return spread(self.score_pictures(prompts, pixels[valid], group, users), valid)
+
+    @torch.no_grad()
+    def score_pictures(
+        self, prompts: Sequence[str], pixels: Tensor, group: Tensor, users: Tensor | None = None,
+        batch_pictures: int = 320,
+    ) -> Tensor:  # fmt: skip
+        """Scores of pictures of groups of any size: a prompt goes through the text tower once, a picture once.
+
+        Args:
+            prompts: B prompts of comma-joined phrases.
+            pixels: (R, 3, H, W) uint8; resized to the tower's input.
+            group: (R,) long in [0, B), the group of each picture.
+            users: (B, F) feature ids; None for user-blind.
+            batch_pictures: pictures a pass.
+
+        Returns:
+            (R,) float32 on the CPU.
+
+        Raises:
+            DataError: the parts do not speak of the same number of groups or pictures.
+        """
+        if len(group) != len(pixels) or (users is not None and len(users) != len(prompts)):
+            raise DataError(
+                f"{len(prompts)} prompts, pixels {tuple(pixels.shape)}, groups of {len(group)} pictures, "
+                f"users {None if users is None else len(users)}: need B prompts, B users, R pictures and R groups"
+            )
+        if not len(group):
+            return torch.empty(0)
         self.eval()
+        told = None if users is None else users.to(self.device)
+        group = group.to(self.device)
+        text = torch.cat([self._prompts(prompts, told, at) for at in range(0, len(prompts), _PROMPTS)])
         parts = []
-        for start in range(0, len(prompts), batch_groups):
-            rows = slice(start, start + batch_groups)
-            part = pixels[rows].to(self.device)
-            group = torch.arange(len(part), device=self.device).repeat_interleave(part.shape[1])
-            tokens = self.blind.tokens(prompts[rows])
-            ids = None if users is None else users[rows].to(self.device)
-            scores = self(tokens.input_ids, tokens.attention_mask, self.blind.prepare(part.flatten(0, 1)), group, ids)
-            parts.append(scores.view(part.shape[:2]).float().cpu())
+        for at in range(0, len(group), batch_pictures):
+            rows = slice(at, at + batch_pictures)
+            asked, place = group[rows].unique(return_inverse=True)
+            pictures = self.blind.prepare(pixels[rows].to(self.device))
+            image = self.image_embeds(pictures, None if told is None else told[asked], place)
+            parts.append((self.scale * cosine_similarity(text[group[rows]], image)).float().cpu())
         return torch.cat(parts)
+
+    def _prompts(self, prompts: Sequence[str], users: Tensor | None, first: int) -> Tensor:
+        """Embeddings of one pass of prompts from the `first` on."""
+        at = slice(first, first + _PROMPTS)
+        return self.text_embeds(**self.blind.tokens(prompts[at]), users=None if users is None else users[at])
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:  # type: ignore[override]
         """Write all that `from_pretrained` needs: weights, config, tokenizer, image processor, features.json, card."""

@@ -16,6 +16,7 @@ from perfusion.data import GroupTable, shuffle_phrases
 from perfusion.loop import ParameterGroups, TrainingRun, train
 from perfusion.reward.backbones import Backbone, load_clip
 from perfusion.reward.batches import (
+    NOTHING,
     BestWeights,
     Candidates,
     GroupObjective,
@@ -23,11 +24,11 @@ from perfusion.reward.batches import (
     Scorer,
     batch_rows,
     blind_scores,
-    embed_pictures,
     gather,
     measure,
     spread,
 )
+from perfusion.reward.frozen import Frozen
 from perfusion.reward.losses import group_auc, group_loss, group_loss_minimum, pickscore_loss
 from perfusion.reward.model import PerFusionRM
 from perfusion.seeding import generator_for, seed_step
@@ -48,7 +49,7 @@ class _Fit:
         batch_at: micro-batch number -> batch.
         valid: held-out groups.
         backbone: prepares `valid`.
-        images: embeddings of all pictures where no user changes them, else None.
+        frozen: what is kept of pictures and prompts.
     """
 
     model: nn.Module
@@ -57,11 +58,11 @@ class _Fit:
     batch_at: Callable[[int], Candidates]
     valid: GroupTable
     backbone: Backbone
-    images: Tensor | None = None
+    frozen: Frozen = NOTHING
 
     def measure(self, most: int) -> Measure:
         self.model.eval()
-        found = measure(self.scorer, self.objective, self.valid, self.backbone, most, self.images)
+        found = measure(self.scorer, self.objective, self.valid, self.backbone, most, self.frozen)
         self.model.train()
         return found
 
@@ -108,7 +109,7 @@ def train_reward(
     seed_step(run.seed, run.name, "weights")
     model = PerFusionRM.from_backbone(backbone, table.encoder.cardinalities, config, table.encoder)
     _to_device(model)
-    images = embed_pictures(model.blind, table.pixels) if config.variant == "text_only" else None
+    frozen = _frozen(model, tables, len(table), config)
     owner = table.user_index
     if config.shuffle_users:
         owner = owner[torch.randperm(len(owner), generator=generator_for(run.seed, run.name, "shuffle"))]
@@ -118,9 +119,9 @@ def train_reward(
         generator = generator_for(run.seed, run.name, "unknown", step)
         users = mask_users(table.users[owner[rows]], config.unknown_dropout, config.feature_dropout, generator)
         prompts = _prompts(table, rows, run, step, config.shuffle_phrases)
-        return gather(table, rows, prompts, users, model.blind, images)
+        return gather(table, rows, prompts, users, model.blind, frozen)
 
-    fit = _Fit(model, model.score_candidates, group_loss, batch_at, tables["valid"], model.blind, images)
+    fit = _Fit(model, model.score_candidates, group_loss, batch_at, tables["valid"], model.blind, frozen)
     keep_best = config.keep == "best"
     metrics = _train(
         fit, run, config.optimiser, config.evaluate_every, config.evaluate_groups, keep_best, _rates(model, config)
@@ -128,6 +129,15 @@ def train_reward(
     model.eval().cpu().save_pretrained(out)
     _save_parameters(out, config, metrics)
     return metrics
+
+
+def _frozen(model: PerFusionRM, tables: Tables, groups: int, config: RewardConfig) -> Frozen:
+    """What training keeps of the frozen towers: nothing, where it looks at most of the pictures once at most."""
+    drawn = config.optimiser.steps * config.optimiser.accumulate * config.batch_groups
+    if not config.cache or drawn <= groups:
+        return NOTHING
+    prompts = [] if config.shuffle_phrases else tables["train"].prompts  # orders of phrases are too many to keep
+    return model.freeze(tables["train"].pixels, [*prompts, *tables["valid"].prompts])
 
 
 def mask_users(users: Tensor, identity: float, feature: float, generator: torch.Generator) -> Tensor:

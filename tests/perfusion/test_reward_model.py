@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from perfusion.config import ClipConfig, OptimiserConfig, RewardConfig
 from perfusion.data import FeatureEncoder
@@ -108,8 +109,37 @@ def test_a_group_scores_the_same_alone_and_in_company(backbone: Backbone, encode
     for row in range(3):
         alone = model.score(PROMPTS[row : row + 1], pixels()[row : row + 1], USERS[row : row + 1])
         torch.testing.assert_close(alone, together[row : row + 1], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(model.score(PROMPTS, pixels(), USERS, batch_groups=2), together, rtol=1e-4, atol=1e-5)
+    group = torch.arange(3).repeat_interleave(4)
+    by_fives = model.score_pictures(PROMPTS, pixels().flatten(0, 1), group, USERS, batch_pictures=5).view(3, 4)
+    torch.testing.assert_close(by_fives, together, rtol=1e-4, atol=1e-5)
     assert model.score([], pixels()[:0]).shape == (0, 4)
+
+
+def test_padding_scores_zero_and_changes_nothing(backbone: Backbone, encoder: FeatureEncoder):
+    model = awaken(build(backbone, encoder))
+    valid = torch.tensor([[True, True, False, True], [True, False, False, False], [True, True, True, True]])
+    whole, ragged = model.score(PROMPTS, pixels(), USERS), model.score(PROMPTS, pixels(), USERS, valid)
+    torch.testing.assert_close(ragged[valid], whole[valid], rtol=1e-4, atol=1e-5)
+    assert not ragged[~valid].any()
+
+
+def test_a_prompt_is_encoded_once_for_all_candidates_and_padding_costs_nothing(
+    backbone: Backbone, encoder: FeatureEncoder
+):
+    """Work is that of the prompts plus that of the pictures that exist."""
+    model = awaken(build(backbone, encoder))
+    prompts = PROMPTS[:1] * 3  # of equal length
+
+    def work(valid: torch.Tensor) -> int:
+        with FlopCounterMode(display=False) as counter:
+            model.score(prompts, pixels(), USERS, valid)
+        return counter.get_total_flops()
+
+    one, two, all_four = (work((torch.arange(4) < count).expand(3, 4)) for count in (1, 2, 4))
+    assert all_four - two == 2 * (two - one)
+    text, picture = two - 2 * (two - one), (two - one) // 3
+    assert text > 0
+    assert work(torch.arange(12).view(3, 4) != 5) == text + 11 * picture
 
 
 def test_the_merchant_the_prompt_and_the_picture_each_change_the_score(backbone: Backbone, encoder: FeatureEncoder):
@@ -124,6 +154,10 @@ def test_mismatched_inputs_are_named(backbone: Backbone, encoder: FeatureEncoder
     model = build(backbone, encoder)
     with pytest.raises(DataError, match="2 prompts, pixels"):
         model.score(PROMPTS[:2], pixels(), USERS)
+    with pytest.raises(DataError, match=r"valid \(3, 2\)"):
+        model.score(PROMPTS, pixels(), USERS, torch.ones(3, 2, dtype=torch.bool))
+    with pytest.raises(DataError, match="groups of 1 pictures"):
+        model.score_pictures(PROMPTS, pixels()[0], torch.zeros(1, dtype=torch.long))
     with pytest.raises(DataError, match="out of range"):
         model.score(PROMPTS, pixels(), USERS + 99)
 

@@ -11,11 +11,13 @@ from torch.nn import functional
 
 from perfusion.config import ClipConfig, OptimiserConfig, PickScoreConfig, RewardConfig
 from perfusion.data import Corpus, FeatureEncoder, GroupTable
-from perfusion.errors import DataError
+from perfusion.errors import ConfigError, DataError
 from perfusion.loop import TrainingRun
 from perfusion.reward import PerFusionRM, load_clip, pretrain_clip, train_pickscore, train_reward, twin
-from perfusion.reward.batches import BestWeights, batch_rows, embed_pictures, gather, measure, spread
+from perfusion.reward.batches import NOTHING, BestWeights, batch_rows, gather, measure, spread
+from perfusion.reward.frozen import Frozen, embed_pictures, embed_prompts
 from perfusion.reward.losses import group_auc, group_loss
+from perfusion.reward.model import VARIANTS
 from perfusion.reward.train import mask_users
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 60, 230), "grey": (128, 128, 128)}
@@ -29,6 +31,7 @@ REWARD = RewardConfig(
 )  # fmt: skip
 
 
+RUN = TrainingRun("reward", 0)
 SIDES = ["left stripe", "right stripe"]
 
 
@@ -167,16 +170,22 @@ def test_interrupted_and_resumed_training_gives_the_same_bytes(
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-def test_cached_picture_embeddings_equal_the_plain_path(clip_dir: Path, tables: dict[str, GroupTable], tmp_path: Path):
-    """Text-only training reads frozen embeddings; scores and gradients are those of the tower."""
-    config = REWARD.model_copy(update={"variant": "text_only", "optimiser": OptimiserConfig(steps=2, lr=1e-2)})
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_what_is_kept_of_frozen_towers_changes_neither_scores_nor_gradients(
+    variant: str, clip_dir: Path, tables: dict[str, GroupTable], tmp_path: Path
+):
+    """Picture embeddings without a plug-in, else the first layer's input; prompt embeddings without a plug-in."""
+    config = REWARD.model_copy(update={"variant": variant, "optimiser": OptimiserConfig(steps=2, lr=1e-2)})
     train_reward(tables, clip_dir, config, tmp_path, TrainingRun("reward", 0))
     model = PerFusionRM.from_pretrained(tmp_path)
     table, rows = tables["train"], torch.arange(8)
     prompts, users = [table.prompts[row] for row in rows.tolist()], table.features(rows)
+    frozen = model.freeze(table.pixels, table.prompts)
+    assert frozen.pictures.ndim == (2 if variant == "text_only" else 3)
+    assert (frozen.prompts is not None) == (variant == "vision_only")
     results = []
-    for images in (None, embed_pictures(model.blind, table.pixels)):
-        batch = gather(table, rows, prompts, users, model.blind, images)
+    for kept in (NOTHING, frozen):
+        batch = gather(table, rows, prompts, users, model.blind, kept)
         loss = group_loss(spread(model.score_candidates(batch), batch.valid), batch.picked, batch.valid).sum()
         model.zero_grad()
         loss.backward()
@@ -185,6 +194,46 @@ def test_cached_picture_embeddings_equal_the_plain_path(clip_dir: Path, tables: 
     torch.testing.assert_close(cached, plain)
     for name, gradient in gradients.items():
         torch.testing.assert_close(cached_gradients[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_embeddings_that_a_user_changes_are_refused(clip_dir: Path, tables: dict[str, GroupTable]):
+    table, rows = tables["train"], torch.arange(2)
+    model = PerFusionRM.from_backbone(load_clip(clip_dir), table.encoder.cardinalities, REWARD)
+    pictures, prompts = embed_pictures(model.blind, table.pixels), embed_prompts(model.blind, table.prompts)
+    for frozen, what in ((Frozen(pictures), "picture"), (Frozen(prompts=prompts), "prompt")):
+        batch = gather(table, rows, table.prompts[:2], table.features(rows), model.blind, frozen)
+        with pytest.raises(ConfigError, match=f"'full' changes {what} embeddings"):
+            model.score_candidates(batch)
+
+
+def test_training_with_a_cache_is_training_without(
+    clip_dir: Path, tables: dict[str, GroupTable], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """And a run that looks at each picture once keeps nothing."""
+    config = REWARD.model_copy(update={"optimiser": OptimiserConfig(steps=12, lr=1e-2), "batch_groups": 32})
+    kept = []
+    monkeypatch.setattr(PerFusionRM, "freeze", _recorded(kept, PerFusionRM.freeze))
+    gauc = {}
+    for cache in (True, False):
+        train_reward(tables, clip_dir, config.model_copy(update={"cache": cache}), tmp_path / str(cache), RUN)
+        gauc[cache] = held_out_gauc(tmp_path / str(cache), tables["valid"])
+    assert len(kept) == 1
+    assert kept[0].pictures.shape[:2] == (4, 5)  # 4 pictures; 4 patches and the class token
+    assert gauc[True] == pytest.approx(gauc[False], abs=1e-3)
+    weights = [load_file(tmp_path / str(cache) / "model.safetensors") for cache in (True, False)]
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, rtol=1e-3, atol=1e-5)
+    once = OptimiserConfig(steps=len(tables["train"]) // 32, lr=1e-2)
+    train_reward(tables, clip_dir, config.model_copy(update={"optimiser": once}), tmp_path / "once", RUN)
+    assert len(kept) == 1
+
+
+def _recorded(calls: list, function):
+    def call(*arguments):
+        calls.append(function(*arguments))
+        return calls[-1]
+
+    return call
 
 
 def test_ragged_groups_are_gathered_without_their_padding(tables: dict[str, GroupTable]):
