@@ -70,6 +70,7 @@ def load_tables(
     image_size: int,
     encoder: FeatureEncoder | None = None,
     splits: Collection[str] = SPLITS,
+    pictures: bool = True,
 ) -> dict[str, GroupTable]:
     """Read a split dataset into tensors.
 
@@ -79,6 +80,7 @@ def load_tables(
         image_size: S.
         encoder: a trained model's encoder; None learns one from the users of the training records.
         splits: only pictures of these splits are decoded.
+        pictures: False decodes none, for who needs the records alone: `pixels` is then (0, 3, S, S).
 
     Raises:
         DataError: a file breaks the layout, a group's picture or user is absent, or a split is named that no one knows.
@@ -93,7 +95,8 @@ def load_tables(
         encoder = FeatureEncoder.fit(users[users["user_id"].isin(trained)])
     wanted = groups[groups["split"].isin(list(splits))]
     image_ids = sorted({image for ids in wanted["image_ids"] for image in ids})
-    pixels = ImageStore(Path(data_dir) / "images").pixels(image_ids, image_size)
+    decoded = image_ids if pictures else []
+    pixels = ImageStore(Path(data_dir) / "images").pixels(decoded, image_size)
     codes, user_ids = encoder.transform(users), users["user_id"].tolist()
     return {
         name: _table(part, pixels, image_ids, codes, user_ids, encoder)

@@ -77,9 +77,7 @@ def champion_evidence(
         None if truth is None else TrueUtility(truth), config.batch_pictures,
     )  # fmt: skip
     table = load_tables(data_dir, split_dir, image_size, encoder=old_reward.encoder, splits=("test",))
-    scores = {
-        "test": {"perfusion_rm": personal_scores(table["test"], PersonalScore(old_reward), table["test"].user_index)}
-    }
+    scores = {"test": {"perfusion_rm": personal_scores(table["test"], PersonalScore(old_reward))}}
     new = pd.read_parquet(reward_evaluation / "groups.parquet")
     return ChampionEvidence(challenger, champion, new[new["split"] == "test"], group_rows(table, scores, {}))
 

@@ -26,6 +26,7 @@ from perfusion.evaluation.ranking import group_aucs, group_average_precision, ra
 from perfusion.loop import Progress
 from perfusion.reward import PerFusionRM, load_clip
 from perfusion.scorers import ClipScore, PersonalScore, PickScore, Scorer
+from perfusion.scorers.tables import RowScorer, row_scorer
 from perfusion.statistics import cluster_statistic, paired_difference
 from perfusion.world import load_truth
 from perfusion.world.references import reference_scores
@@ -91,13 +92,15 @@ def evaluate_reward(
     """
     model = PerFusionRM.from_pretrained(reward_dir)
     truth = load_truth(data_dir)
-    splits = SPLITS if truth is None else ("train", "valid", *SPLITS)
-    tables = load_tables(data_dir, split_dir, image_size, encoder=model.encoder, splits=splits)
+    tables = load_tables(data_dir, split_dir, image_size, encoder=model.encoder, splits=SPLITS)
     scorers = RewardScorers(
         PersonalScore(model), PickScore(load_clip(pickscore_dir), twin), ClipScore(load_clip(clip_dir), twin)
     )
     scores = {split: score_groups(tables[split], scorers, split, seed) for split in SPLITS}
-    references = {} if truth is None else {"test": reference_scores(truth, tables)}
+    references = {}
+    if truth is not None:  # which looks at picks alone
+        learnt = load_tables(data_dir, split_dir, image_size, model.encoder, ("train", "valid"), pictures=False)
+        references = {"test": reference_scores(truth, {**tables, **learnt})}
     rows = group_rows(tables, scores, references)
     options = gates.interval_options(seed)
     metrics = reward_metrics(tables, scores, rows, references.get("test", {}), options)
@@ -115,30 +118,29 @@ def score_groups(table: GroupTable, scorers: RewardScorers, split: str, seed: in
 
     With a single user in the split nobody can lend him other features: then there is no "wrong_user".
     """
-    scores = {
-        "random": random_scores((len(table), table.valid.shape[1]), seed),
-        "perfusion_rm": personal_scores(table, scorers.personal, table.user_index, split),
-    }
+    askers = {"perfusion_rm": table.user_index}
     if len(torch.unique(table.user_index)) > 1:
-        lent = wrong_users(table.user_index, seed)
-        scores["wrong_user"] = personal_scores(table, scorers.personal, lent, f"{split}, wrong user")
+        askers["wrong_user"] = wrong_users(table.user_index, seed)
+    scores = {"random": random_scores((len(table), table.valid.shape[1]), seed)}
+    personal = row_scorer(scorers.personal, table, passes=len(askers))
+    for name, users in askers.items():
+        scores[name] = _scored(table, personal, table.users[users], f"{name} {split}")
     for name, scorer in (("user_blind", scorers.blind), ("clip", scorers.clip)):
-        scores[name] = _scored(table, scorer, None, split)
+        scores[name] = _scored(table, row_scorer(scorer, table), None, f"{name} {split}")
     return scores
 
 
-def personal_scores(table: GroupTable, scorer: Scorer, user_index: Tensor, note: str = "") -> Tensor:
-    """(G, N) scores of a personal scorer that is told the features of `user_index` (G,), rows of the table's users."""
-    return _scored(table, scorer, table.users[user_index], note)
+def personal_scores(table: GroupTable, scorer: Scorer) -> Tensor:
+    """(G, N) scores of a personal scorer that is told the features of each group's own user; 0 at padding."""
+    return _scored(table, row_scorer(scorer, table), table.users[table.user_index], scorer.name)
 
 
-def _scored(table: GroupTable, scorer: Scorer, users: Tensor | None, note: str) -> Tensor:
-    progress = Progress(f"evaluate-reward {scorer.name} {note}", len(table))
+def _scored(table: GroupTable, score: RowScorer, users: Tensor | None, note: str) -> Tensor:
+    progress = Progress(f"evaluate-reward {note}", len(table))
     parts = [torch.zeros(0, table.valid.shape[1])]
     for start in range(0, len(table), _BATCH):
         rows = torch.arange(start, min(start + _BATCH, len(table)))
-        prompts = [table.prompts[row] for row in rows.tolist()]
-        parts.append(scorer.score(prompts, table.candidates(rows), None if users is None else users[rows]))
+        parts.append(score(rows, None if users is None else users[rows]))
         progress.show(int(rows[-1]) + 1, {})
     return torch.cat(parts)
 

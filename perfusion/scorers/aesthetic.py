@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from perfusion.errors import WeightsError
 from perfusion.reward import Backbone
-from perfusion.scorers.embedding import picture_embeddings
+from perfusion.reward.batches import spread
+from perfusion.scorers.embedding import picture_embeddings, rows_of
 from perfusion.scorers.protocol import check_batch, reported_name
 
 __all__ = ["AestheticHead", "AestheticScore", "fit_head", "load_head"]
@@ -57,11 +58,13 @@ class AestheticScore:
         return reported_name("aesthetic", self.twin)
 
     @torch.no_grad()
-    def score(self, prompts: list[str], pixels: Tensor, users: Tensor | None = None) -> Tensor:
+    def score(
+        self, prompts: list[str], pixels: Tensor, users: Tensor | None = None, valid: Tensor | None = None
+    ) -> Tensor:
         """See `perfusion.scorers.Scorer`; prompts and users are ignored."""
-        check_batch(prompts, pixels, users)
-        embeddings = picture_embeddings(self.backbone, pixels.flatten(0, 1))
-        return self.head(embeddings).unflatten(0, pixels.shape[:2])
+        check_batch(prompts, pixels, users, valid)
+        pictures, _, valid = rows_of(pixels, valid)
+        return spread(self.head(picture_embeddings(self.backbone, pictures)), valid)
 
 
 def load_head(path: Path | str) -> AestheticHead:

@@ -29,7 +29,9 @@ class PersonalScore:
     def encoder(self) -> FeatureEncoder | None:
         return self.model.encoder
 
-    def score(self, prompts: list[str], pixels: Tensor, users: Tensor | None = None) -> Tensor:
+    def score(
+        self, prompts: list[str], pixels: Tensor, users: Tensor | None = None, valid: Tensor | None = None
+    ) -> Tensor:
         """See `perfusion.scorers.Scorer`; without users it is the plain backbone."""
-        check_batch(prompts, pixels, users)
-        return self.model.score(prompts, pixels, users).float().cpu()
+        check_batch(prompts, pixels, users, valid)
+        return self.model.score(prompts, pixels, users, valid)

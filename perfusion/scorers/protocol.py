@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from perfusion.data import FeatureEncoder
@@ -27,13 +28,16 @@ class Scorer(Protocol):
         """What encodes users for this scorer; None for a user-blind one."""
         ...
 
-    def score(self, prompts: list[str], pixels: Tensor, users: Tensor | None = None) -> Tensor:
+    def score(
+        self, prompts: list[str], pixels: Tensor, users: Tensor | None = None, valid: Tensor | None = None
+    ) -> Tensor:
         """Score groups.
 
         Args:
             prompts: B prompts.
             pixels: (B, N, 3, H, W) uint8 RGB.
             users: (B, F) int64 features, or None for no user; user-blind scorers ignore them.
+            valid: (B, N) bool, the pictures that exist; the others are not looked at and score 0. None takes all.
 
         Returns:
             (B, N) float32 on the CPU, in the scorer's unit.
@@ -49,14 +53,16 @@ def reported_name(family: str, twin: bool) -> str:
     return f"{family}[twin]" if twin else family
 
 
-def check_batch(prompts: list[str], pixels: Tensor, users: Tensor | None = None) -> None:
+def check_batch(prompts: list[str], pixels: Tensor, users: Tensor | None = None, valid: Tensor | None = None) -> None:
     """Refuse a batch whose parts do not fit each other.
 
     Raises:
         ValueError: names the shapes.
     """
-    if pixels.ndim != 5 or pixels.shape[2] != 3 or str(pixels.dtype) != "torch.uint8":
+    if pixels.ndim != 5 or pixels.shape[2] != 3 or pixels.dtype != torch.uint8:
         raise ValueError(f"pictures are {tuple(pixels.shape)} {pixels.dtype}; need (B, N, 3, H, W) uint8")
+    if valid is not None and (valid.shape != pixels.shape[:2] or valid.dtype != torch.bool):
+        raise ValueError(f"valid is {tuple(valid.shape)} {valid.dtype}; need {tuple(pixels.shape[:2])} bool")
     lengths = {len(prompts), len(pixels), *([] if users is None else [len(users)])}
     if len(lengths) != 1:
         raise ValueError(

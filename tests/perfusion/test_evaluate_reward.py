@@ -58,7 +58,7 @@ class Oracle:
         codes = truth.codes(table.image_ids)
         self.codes = {picture.numpy().tobytes(): code for picture, code in zip(table.pixels, codes, strict=True)}
 
-    def score(self, prompts, pixels, users=None):
+    def score(self, prompts, pixels, users=None, valid=None):
         count, size = pixels.shape[:2]
         codes = np.stack([self.codes[picture.numpy().tobytes()] for picture in pixels.flatten(0, 1)])
         if self.knows_users and users is not None:

@@ -9,7 +9,8 @@ from torch.nn import functional
 
 from perfusion.config import ClipConfig, EvaluateConfig, ScorerName
 from perfusion.errors import ConfigError, WeightsError
-from perfusion.reward import twin
+from perfusion.reward import frozen, twin
+from perfusion.reward.towers import picture_start
 from perfusion.scorers import (
     SCORERS,
     AestheticHead,
@@ -61,7 +62,7 @@ def test_cosines_equal_the_models_own_forward_pass(backbone, pixels):
 def test_embeddings_have_length_one_and_batching_changes_nothing(backbone, pixels, monkeypatch):
     whole = picture_embeddings(backbone, pixels.flatten(0, 1))
     torch.testing.assert_close(whole.norm(dim=-1), torch.ones(12))
-    monkeypatch.setattr("perfusion.scorers.embedding._BATCH", 5)
+    monkeypatch.setattr("perfusion.reward.frozen._PICTURES", 5)
     torch.testing.assert_close(picture_embeddings(backbone, pixels.flatten(0, 1)), whole)
     same = prompt_embeddings(backbone, PROMPTS)
     assert torch.equal(same[0], same[2])
@@ -73,6 +74,27 @@ def test_scores_do_not_depend_on_the_neighbours(backbone, pixels):
     for row in range(3):
         alone = cosines(backbone, PROMPTS[row : row + 1], pixels[row : row + 1, 2:3])
         assert alone.item() == pytest.approx(together[row, 2].item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("family", ["clip_score", "pickscore", "aesthetic"])
+def test_padding_is_not_looked_at_and_scores_zero(backbone, pixels, family, monkeypatch):
+    scorer = {
+        "clip_score": lambda: ClipScore(backbone, twin=True),
+        "pickscore": lambda: PickScore(backbone, twin=True),
+        "aesthetic": lambda: AestheticScore(backbone, AestheticHead(16).eval(), twin=True),
+    }[family]()
+    valid = torch.arange(12).view(3, 4) % 3 > 0
+    whole = scorer.score(PROMPTS, pixels)
+    looked = []
+    monkeypatch.setattr(
+        frozen, "picture_start", lambda clip, part: looked.append(len(part)) or picture_start(clip, part)
+    )
+    ragged = scorer.score(PROMPTS, pixels, valid=valid)
+    assert max(looked) == int(valid.sum())
+    torch.testing.assert_close(ragged[valid], whole[valid], rtol=1e-5, atol=1e-5)
+    assert not ragged[~valid].any()
+    with pytest.raises(ValueError, match=r"need \(3, 4\) bool"):
+        scorer.score(PROMPTS, pixels, valid=valid[:, :2])
 
 
 def test_aesthetic_ignores_the_prompt(backbone, pixels):
