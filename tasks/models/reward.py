@@ -46,14 +46,16 @@ class RewardModel(PythonModel):
             prompts = texts(model_input, "prompt")
             pictures = pictures_of(model_input)
             named = [(f"row {row}, picture {index}", data) for row, index, data in pictures]
-            pixels = decode_pixels(named, len(named), self.size).unsqueeze(1)
+            pixels = decode_pixels(named, len(named), self.size)
             codes, blind = self.users.codes(model_input)
         answer = pd.DataFrame([(row, index, blind[row]) for row, index, _ in pictures], columns=_PLACE)
         scores = torch.empty(len(pictures))
         for is_blind, part in answer.groupby("user_blind"):
-            at, rows = part.index.tolist(), part["request"].tolist()
-            users = None if is_blind else codes[rows]
-            scores[at] = self.model.score([prompts[row] for row in rows], pixels[at], users)[:, 0]
+            at = part.index.tolist()
+            group, requests = pd.factorize(part["request"])  # a request's prompt is encoded once for all its pictures
+            users = None if is_blind else codes[requests]
+            asked = [prompts[row] for row in requests]
+            scores[at] = self.model.score_pictures(asked, pixels[at], torch.from_numpy(group), users)
         return answer.assign(score=scores.double().numpy())[["request", "index", "score", "user_blind"]]
 
 
