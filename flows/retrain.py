@@ -165,10 +165,8 @@ def _graph(run: _Run) -> None:
     for stage in ("split", "backbones", "pickscore", "reward", "evaluate-reward"):
         _stage(run, stage)
     _gate(run, "reward", gates.reward)
-    _stage(run, "encode")
-    _side_by_side(run, "dpo", "sft")
-    _stage(run, "generator")
-    _stage(run, "evaluate-generator")
+    for stage in ("encode", "dpo", "sft", "generator", "evaluate-generator"):
+        _stage(run, stage)
     state = _must(register(run, return_state=True))
     if state.name == "Unchanged":
         raise _Ended("unchanged", str(state.message))
@@ -186,15 +184,6 @@ def _must(state: State[Any]) -> State[Any]:
 
 def _stage(run: _Run, stage: str) -> None:
     _must(bring_up_to_date.with_options(name=stage)(run, stage, return_state=True))
-
-
-def _side_by_side(run: _Run, *stages: str) -> None:
-    """Stages that do not need each other, each in its process; all have ended before the flow goes on or stops."""
-    futures = [bring_up_to_date.with_options(name=stage).submit(run, stage) for stage in stages]
-    for future in futures:
-        future.wait()
-    for future in futures:
-        _must(future.state)
 
 
 def _gate(run: _Run, gate: str, question: gates.Question) -> None:

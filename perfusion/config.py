@@ -27,8 +27,11 @@ class Section(BaseModel):
 
 
 class OptimiserConfig(Section):
-    """AdamW and its schedule (App. B.3 names AdamW, warm-up and weight decay)."""
+    """Optimiser and schedule (App. B.3 names AdamW, warm-up and weight decay)."""
 
+    method: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon: for matrices and convolutions, AdamW for the rest"
+    )
     steps: Count = Field(description="optimiser steps")
     lr: Positive = Field(description="peak learning rate")
     warmup: int = Field(0, ge=0, description="steps of linear warm-up, from lr/warmup")
@@ -164,7 +167,7 @@ class DiffusionConfig(Section):
     """The Stable Diffusion backbone: real weights by path or hub id, else a tiny twin; and how pictures are sampled."""
 
     path: str | None = Field(None, description="directory or hub id of a StableDiffusionPipeline; None trains the twin")
-    optimiser: OptimiserConfig = OptimiserConfig(steps=1650, lr=1.5e-3, warmup=50, ema_decay=0.995)
+    optimiser: OptimiserConfig = OptimiserConfig(method="muon", steps=2700, lr=4e-3, warmup=50, ema_decay=0.995)
     batch_images: Count = 32
     pictures: Count = Field(12000, description="captioned pictures the twin is pretrained on")
     flip: bool = Field(False, description="twin: learn from mirrored pictures too; for photographs")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from perfusion.checkpoint import load_training_state, save_training_state
 from perfusion.config import OptimiserConfig
 from perfusion.errors import DivergenceError
+from perfusion.optimiser import build_optimisers
 from perfusion.seeding import seed_step
 
 __all__ = ["Progress", "TrainingRun", "learning_rate_factor", "train"]
@@ -98,15 +99,15 @@ def train(
     groups: ParameterGroups | None = None,
     ema: Mapping[str, nn.Module] | None = None,
 ) -> Metrics:
-    """Minimise `objective(step)` over the trainable parameters of `modules` with AdamW; resume where a crash left off.
+    """Minimise `objective(step)` over the trainable parameters of `modules`; resume where a crash left off.
 
     Args:
         run: name, seed, state folder and callbacks.
         modules: the modules that hold trainable parameters, by name; only these are saved for resuming.
         objective: step -> (scalar loss, metrics). All its randomness must come from the step (see `seeding`): the
             global generator is seeded per step before the call, so a resumed run is bit-equal to an uninterrupted one.
-        config: steps, learning rate, warm-up, schedule, weight decay, clipping, accumulation.
-        groups: AdamW parameter groups; a group's own "lr" is kept and scaled by the schedule. Default: one group.
+        config: method, steps, learning rate, warm-up, schedule, weight decay, clipping, accumulation.
+        groups: parameter groups; a group's own "lr" is kept and scaled by the schedule. Default: one group.
         ema: modules (same names and shapes) that follow an exponential moving average with `config.ema_decay`.
 
     Returns:
@@ -116,23 +117,21 @@ def train(
         DivergenceError: the loss is not finite.
     """
     trainable = [p for module in modules.values() for p in module.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(
-        list(groups) if groups is not None else trainable, lr=config.lr, betas=(0.9, config.beta2),
-        weight_decay=config.weight_decay,
-    )  # fmt: skip
-    base_rates = [group["lr"] for group in optimiser.param_groups]
+    optimisers = build_optimisers(trainable, config, groups)
+    base_rates = [group["lr"] for optimiser in optimisers for group in optimiser.param_groups]
     state_file = run.state_dir / f"{run.name}.pt" if run.state_dir is not None else None
-    start = _resume(state_file, run, modules, optimiser, ema)
+    start, metrics = _resume(state_file, run, modules, optimisers, ema)
+    stepped = [group for optimiser in optimisers for group in optimiser.param_groups]  # loading a state makes new ones
     progress = Progress(run.name, config.steps, start)
     if start:
         sys.stderr.write(f"{run.name}: resuming at step {start} of {config.steps}\n")
     saved = time.monotonic()
-    metrics: Metrics = {}
     for step in range(start, config.steps):
         factor = learning_rate_factor(step, config)
-        for group, rate in zip(optimiser.param_groups, base_rates, strict=True):
+        for group, rate in zip(stepped, base_rates, strict=True):
             group["lr"] = rate * factor
-        optimiser.zero_grad(set_to_none=True)
+        for optimiser in optimisers:
+            optimiser.zero_grad(set_to_none=True)
         for micro in range(config.accumulate):
             seed_step(run.seed, run.name, step, micro)
             loss, metrics = objective(step * config.accumulate + micro)
@@ -143,7 +142,8 @@ def train(
                 )
             (loss / config.accumulate).backward()
         norm = nn.utils.clip_grad_norm_(trainable, config.grad_clip)
-        optimiser.step()
+        for optimiser in optimisers:
+            optimiser.step()
         _follow(ema, modules, config.ema_decay, step)
         done = step + 1
         metrics = {"loss": loss.item(), **metrics, "grad_norm": norm.item(), "lr": config.lr * factor}
@@ -153,7 +153,7 @@ def train(
         if run.on_sample is not None and done in run.sample_steps:
             run.on_sample(done)
         if state_file is not None and (time.monotonic() - saved > config.checkpoint_seconds or done == config.steps):
-            _save(state_file, run, modules, optimiser, ema, done)
+            _save(state_file, run, modules, optimisers, ema, done, metrics)
             saved = time.monotonic()
     return metrics
 
@@ -165,37 +165,39 @@ def _trainable_state(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _save(
-    file: Path, run: TrainingRun, modules: Mapping[str, nn.Module], optimiser: torch.optim.Optimizer,
-    ema: Mapping[str, nn.Module] | None, step: int,
+    file: Path, run: TrainingRun, modules: Mapping[str, nn.Module], optimisers: Sequence[torch.optim.Optimizer],
+    ema: Mapping[str, nn.Module] | None, step: int, metrics: Metrics,
 ) -> None:  # fmt: skip
     save_training_state(
         file,
         {
             "key": run.key,
             "step": step,
+            "metrics": metrics,
             "modules": {name: _trainable_state(module) for name, module in modules.items()},
-            "optimiser": optimiser.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser in optimisers],
             "ema": {name: module.state_dict() for name, module in (ema or {}).items()},
         },
     )
 
 
 def _resume(
-    file: Path | None, run: TrainingRun, modules: Mapping[str, nn.Module], optimiser: torch.optim.Optimizer,
+    file: Path | None, run: TrainingRun, modules: Mapping[str, nn.Module], optimisers: Sequence[torch.optim.Optimizer],
     ema: Mapping[str, nn.Module] | None,
-) -> int:  # fmt: skip
+) -> tuple[int, Metrics]:  # fmt: skip
     state = load_training_state(file, run.key) if file is not None else None
     if state is None:
-        return 0
+        return 0, {}
     for name, module in modules.items():
         missing, unexpected = module.load_state_dict(state["modules"][name], strict=False)
         trainable_missing = [key for key in missing if key in _trainable_state(module)]
         if trainable_missing or unexpected:
             raise DivergenceError(f"{file}: state does not fit {name}: missing {trainable_missing}, extra {unexpected}")
-    optimiser.load_state_dict(state["optimiser"])
+    for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
+        optimiser.load_state_dict(saved)
     for name, module in (ema or {}).items():
         module.load_state_dict(state["ema"][name])
-    return int(state["step"])
+    return int(state["step"]), dict(state["metrics"])
 
 
 @torch.no_grad()

@@ -52,7 +52,7 @@ class LiveLog:
 
 
 def append_record(path: Path, **record: Any) -> None:
-    """Append one line in one write, so that the processes of a stage may share a log."""
+    """Append one line in one write."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:

@@ -74,13 +74,12 @@ class StageRun:
         )  # fmt: skip
 
 
-def begin_stage(name: str, workspace: Workspace, anew: bool = True) -> StageRun:
+def begin_stage(name: str, workspace: Workspace) -> StageRun:
     """Read parameters, compute the stage's key, and begin its log or go on with the one a crash cut short.
 
     Args:
         name: of the stage.
         workspace: where.
-        anew: False joins the log that the stage's first process has begun.
 
     Raises:
         ConfigError: parameters are wrong, or dvc.yaml has no such stage.
@@ -88,7 +87,7 @@ def begin_stage(name: str, workspace: Workspace, anew: bool = True) -> StageRun:
     params = workspace.params()
     key = stage_key(name, workspace, params)
     file = workspace.log(name)
-    log = LiveLog.begin(file, key, _resumed_steps(workspace.state / name, key)) if anew else LiveLog(file)
+    log = LiveLog.begin(file, key, _resumed_steps(workspace.state / name, key))
     return StageRun(name, workspace, params, key, log)
 
 
@@ -172,7 +171,7 @@ def record_seconds(workspace: Workspace, stage: str, seconds: float) -> None:
     """Note how long a stage took; a cached run leaves the note of the run that did the work."""
     workspace.seconds.parent.mkdir(parents=True, exist_ok=True)
     with open(workspace.state.parent / ".seconds.lock", "w") as guard:
-        fcntl.flock(guard, fcntl.LOCK_EX)  # two stages, or two halves of one, may end at once
+        fcntl.flock(guard, fcntl.LOCK_EX)
         seen = json.loads(workspace.seconds.read_text()) if workspace.seconds.exists() else {}
         seen[stage] = round(seconds, 2)
         atomic_write(workspace.seconds, json.dumps(seen, indent=2, sort_keys=True).encode())

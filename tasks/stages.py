@@ -6,10 +6,8 @@ Each adapter is a few lines; heavy imports happen only in the stage that needs t
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
-import subprocess
 import sys
 import time
 import traceback
@@ -51,31 +49,16 @@ def split(run: StageRun) -> Metrics:
 
 
 def backbones(run: StageRun) -> Metrics:
-    """Train CLIP and diffusion twins side by side, one process and one thread set each, or resolve real weights."""
-    children = {
-        part: subprocess.Popen([sys.executable, "-m", "tasks.stages", run.name, "--part", part], cwd=run.workspace.root)
-        for part in PART_STAGES
-    }
-    failed: dict[str, int] = {}
-    try:
-        while not failed and any(child.poll() is None for child in children.values()):
-            time.sleep(0.1)
-            failed = {part: child.returncode for part, child in children.items() if child.poll()}
-    finally:
-        for child in children.values():
-            if child.poll() is None:
-                child.kill()
-            child.wait()
-    if failed:
-        raise PartError("; ".join(f"{part} {_how_it_ended(code)}" for part, code in failed.items()))
-    return {part: json.loads((run.state / f"{part}.json").read_text()) for part in PART_STAGES}
+    """The CLIP and the diffusion backbone: real weights, or twins trained here."""
+    metrics = {}
+    for name, make in {"clip": _clip, "diffusion": _diffusion}.items():
+        began = time.monotonic()
+        metrics[name] = make(run)
+        record_seconds(run.workspace, name, time.monotonic() - began)
+    return metrics
 
 
-def _how_it_ended(code: int) -> str:
-    return f"was killed by signal {-code}" if code < 0 else f"failed with exit code {code}"
-
-
-def clip_part(run: StageRun) -> Metrics:
+def _clip(run: StageRun) -> Metrics:
     """The CLIP backbone: given weights, checked; else a twin trained on captioned pictures."""
     from perfusion.reward import load_clip, pretrain_clip
 
@@ -88,7 +71,7 @@ def clip_part(run: StageRun) -> Metrics:
         return pretrain_clip(pictures, config, out, run.training("clip", config.optimiser))
 
 
-def diffusion_part(run: StageRun) -> Metrics:
+def _diffusion(run: StageRun) -> Metrics:
     """The diffusion backbone: given weights, checked; else a twin trained on captioned pictures."""
     from perfusion.generation import load_backbone, pretrain_diffusion
     from perfusion.generation.pretrain import save_backbone
@@ -200,18 +183,10 @@ STAGES: dict[str, Callable[[StageRun], Metrics]] = {
 }
 
 
-PART_STAGES: dict[str, Callable[[StageRun], Metrics]] = {"clip": clip_part, "diffusion": diffusion_part}
-
-
-class PartError(PerFusionError):
-    """A part of a stage, in a process of its own, failed; unless it was killed it has told why in the stage's log."""
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run one stage in the workspace of the current folder; returns 0, 1 for a defect, or 2 for what it explains."""
     parser = argparse.ArgumentParser(prog="python -m tasks.stages", description="Run one stage of dvc.yaml here.")
     parser.add_argument("name", choices=STAGES)
-    parser.add_argument("--part", choices=PART_STAGES, help="only this part of the stage (backbones)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an explained failure too")
     options = parser.parse_args(arguments)
     die_with_parent()
@@ -219,27 +194,21 @@ def main(arguments: list[str] | None = None) -> int:
     began = time.monotonic()
     try:
         os.environ.update(cpu_environment(workspace.params().threads))
-        run = begin_stage(options.name, workspace, anew=options.part is None)
-        if options.part is not None:
-            metrics = PART_STAGES[options.part](run)
-            write_metrics(run.state / f"{options.part}.json", metrics)
-        else:
-            metrics = STAGES[options.name](run)
-            write_metrics(workspace.metrics(options.name), metrics)
-            shutil.rmtree(run.state, ignore_errors=True)
+        run = begin_stage(options.name, workspace)
+        write_metrics(workspace.metrics(options.name), STAGES[options.name](run))
+        shutil.rmtree(run.state, ignore_errors=True)
     except Exception as error:
         return _explain(workspace, options.name, error, options.debug)
-    record_seconds(workspace, options.part or options.name, time.monotonic() - began)
+    record_seconds(workspace, options.name, time.monotonic() - began)
     return 0
 
 
 def _explain(workspace: Workspace, stage: str, error: Exception, debug: bool) -> int:
     """Tell why a stage failed, on the screen and as the last line of its log."""
     expected = isinstance(error, PerFusionError)
-    if not isinstance(error, PartError):
-        append_record(
-            workspace.log(stage), error=type(error).__name__, message=str(error) or repr(error), expected=expected
-        )  # fmt: skip
+    append_record(
+        workspace.log(stage), error=type(error).__name__, message=str(error) or repr(error), expected=expected
+    )  # fmt: skip
     if debug or not expected:
         traceback.print_exception(error)
     print(f"{stage}: {error}", file=sys.stderr, flush=True)

@@ -11,6 +11,7 @@ BELOW = {"perfusion": {"tasks", "flows"}, "tasks": {"flows"}, "flows": set()}
 ROWS = (
     {"errors", "torchvision_guard"},
     {"config", "checkpoint", "seeding", "statistics"},
+    {"optimiser"},
     {"loop"},
     {"nn", "data"},
     {"world"},

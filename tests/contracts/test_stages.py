@@ -76,8 +76,6 @@ def _code_of(stage: str) -> set[Path]:
     file = imports.REPOSITORY / "tasks" / "stages.py"
     functions = {node.name: node for node in ast.parse(file.read_text()).body if isinstance(node, ast.FunctionDef)}
     waiting = {stages.STAGES[stage].__name__}
-    if stage == "backbones":  # its parts run in processes of their own
-        waiting |= {part.__name__ for part in stages.PART_STAGES.values()}
     seen: set[str] = set()
     while waiting:
         name = waiting.pop()
