@@ -129,6 +129,7 @@ def personal_arms(model: PerFusionRM, table: GroupTable, one_by_one: bool) -> di
     once, twice = row_scorer(scorer, table), row_scorer(scorer, table, passes=2)
     arms: dict[str, Work] = {
         "naive": torch.no_grad()(lambda: naive_scores(model, table, rows)),
+        "text once": torch.no_grad()(lambda: text_once(model, table, rows)),
         "ours": lambda: once(rows, users),
         "ours kept": lambda: twice(rows, users),
     }
@@ -145,6 +146,7 @@ def blind_arms(model: PerFusionRM, table: GroupTable) -> dict[str, Work]:
     kept(rows, None)
     return {
         "naive": torch.no_grad()(lambda: naive_scores(model, table, rows, blind=True)),
+        "text once": torch.no_grad()(lambda: text_once(model, table, rows, blind=True)),
         "ours": lambda: row_scorer(scorer, table)(rows, None),
         "ours kept": lambda: kept(rows, None),
     }
@@ -165,6 +167,7 @@ def training_arms(model: PerFusionRM, table: GroupTable) -> dict[str, Work]:
 
     return {
         "naive": lambda: step(lambda: naive_scores(model, table, rows), table.valid),
+        "text once": lambda: step(lambda: spread(text_once(model, table, rows), table.valid), table.valid),
         "ours": lambda: step(lambda: ours(NOTHING), table.valid),
         "ours kept": lambda: step(lambda: ours(frozen), table.valid),
     }
@@ -181,6 +184,20 @@ def naive_scores(model: PerFusionRM, table: GroupTable, rows: Tensor, blind: boo
     pictures = model.blind.prepare(table.candidates(rows).flatten(0, 1))
     image = model.backbone.get_image_features(pictures, knowledge=knowledge[1]).pooler_output
     return model.scale * cosine_similarity(text, image)
+
+
+def text_once(model: PerFusionRM, table: GroupTable, rows: Tensor, blind: bool = False) -> Tensor:
+    """A prompt and a user a group, no padding, still through transformers' own forward passes."""
+    valid = table.valid[rows]
+    group = valid.nonzero()[:, 0]
+    users = None if blind else table.users[table.user_index[rows]]
+    text_knowledge, vision_knowledge = (model.knowledge(tower, users) for tower in ("text", "vision"))
+    told: Any = None if vision_knowledge is None else vision_knowledge[group]
+    tokens = model.blind.tokens([table.prompts[row] for row in rows.tolist()])
+    text = model.backbone.get_text_features(**tokens, knowledge=text_knowledge).pooler_output
+    pictures = model.blind.prepare(table.pixels[table.image_index[rows][valid]])
+    image = model.backbone.get_image_features(pictures, knowledge=told).pooler_output
+    return model.scale * cosine_similarity(text[group], image)
 
 
 def flops(work: Work) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from mlflow.types import Schema
 from PIL import Image
 
 from perfusion.errors import GateError
+from tasks.models.requests import RequestError
 from tasks.registry import CHAMPION, Registry
 
 __all__ = ["Served", "contact_strip", "load_served"]
@@ -38,7 +39,15 @@ class Served:
         return self._model.metadata.get_input_schema()
 
     def ask(self, request: pd.DataFrame, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
-        """The model's answer."""
+        """The model's answer.
+
+        Raises:
+            RequestError: a field or parameter that the model does not know. MLflow would drop it with a warning, before
+                the model sees it, and answer a question that was not asked.
+        """
+        _refuse_unknown("field", request.columns, self.inputs.input_names())
+        schema = self._model.metadata.get_params_schema()
+        _refuse_unknown("parameter", params or (), [] if schema is None else [spec.name for spec in schema.params])
         return pd.DataFrame(self._model.predict(request, params=dict(params) if params else None))
 
 
@@ -62,6 +71,12 @@ def load_served(registry: Registry, name: str, version: int | None = None) -> Se
     mlflow.set_tracking_uri(registry.client.tracking_uri)
     mlflow.set_registry_uri(registry.client.tracking_uri)
     return Served(name, chosen, load_model(f"models:/{name}/{chosen}"))
+
+
+def _refuse_unknown(kind: str, given: Iterable[object], known: Sequence[str]) -> None:
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        raise RequestError(f"{kind} {unknown[0]!r} is unknown to this model; known are {', '.join(known) or 'none'}")
 
 
 def contact_strip(pictures: list[Image.Image], gap: int = 4) -> Image.Image:

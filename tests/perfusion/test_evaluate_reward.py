@@ -127,6 +127,15 @@ def test_rows_hold_every_usable_group_once(measured):
     assert rows[[name for name in rows if name.startswith("ap_") and name[3:] in CONTESTANTS]].notna().all(axis=None)
 
 
+def test_reference_scores_need_no_pictures(market, measured):
+    data, split, truth, tables = market
+    bare = load_tables(data, split, 48, splits=("train", "valid"), pictures=False)
+    assert bare["train"].pixels.shape == (0, 3, 48, 48)
+    found = reference_scores(truth, {**bare, "test": tables["test"]})
+    for name, expected in reference_scores(truth, tables).items():
+        np.testing.assert_array_equal(found[name], expected)
+
+
 def test_no_usable_test_group_is_an_error(measured):
     tables, scores, rows, _ = measured
     with pytest.raises(DataError, match="min_records"):

@@ -15,7 +15,10 @@ from PIL import Image
 from tiny_models import PROMPTS, USERS, make_store, picture
 
 from perfusion.data import FeatureEncoder
+from perfusion.reward import PerFusionRM
 from tasks.models.clean_process import load_in_clean_process
+from tasks.models.requests import RequestError
+from tasks.models.served import load_served
 from tasks.models.users import KnownUsers
 from tasks.registry import JUDGED_BY, Registry
 
@@ -70,6 +73,34 @@ def test_a_list_of_pictures_is_scored_as_they_are_one_by_one(reward: mlflow.pyfu
     assert together[["request", "index"]].to_numpy().tolist() == [[0, 0], [0, 1], [0, 2]]
     assert alone[["request", "index"]].to_numpy().tolist() == [[0, 0], [1, 0], [2, 0]]
     np.testing.assert_allclose(together["score"], alone["score"], rtol=1e-6)
+
+
+def test_a_request_has_its_prompt_encoded_once_for_all_its_pictures(
+    reward: mlflow.pyfunc.PyFuncModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded = []
+
+    def text_embeds(model: PerFusionRM, input_ids: torch.Tensor, *rest: object, **named: object) -> torch.Tensor:
+        encoded.append(len(input_ids))
+        return plain(model, input_ids, *rest, **named)
+
+    plain = PerFusionRM.text_embeds
+    monkeypatch.setattr(PerFusionRM, "text_embeds", text_embeds)
+    pictures = [picture(value) for value in (10, 120, 250)]
+    asked = pd.concat([ask(user_id="u1", prompt=prompt, images=pictures) for prompt in PROMPTS], ignore_index=True)
+    assert len(reward.predict(asked)) == 6
+    assert encoded == [2]
+
+
+def test_what_a_model_does_not_know_is_refused_by_name(registry: Registry) -> None:
+    scorer, drawer = load_served(registry, "shop-reward", 1), load_served(registry, "shop-generator", 1)
+    with pytest.raises(RequestError, match=r"field 'stile' is unknown .* known are user_id, prompt, .*style"):
+        scorer.ask(ask(prompt=PROMPTS[0], image=picture(), stile="bold"))
+    with pytest.raises(RequestError, match=r"parameter 'steps' is unknown to this model; known are none"):
+        scorer.ask(ask(prompt=PROMPTS[0], image=picture()), {"steps": 3})
+    with pytest.raises(RequestError, match=r"parameter 'step' is unknown to this model; known are steps, guidance"):
+        drawer.ask(ask(prompt=PROMPTS[0], n=1), {"step": 3})
+    assert len(drawer.ask(ask(prompt=PROMPTS[0], n=1), {"steps": 1})) == 1
 
 
 def test_rows_do_not_influence_one_another(reward: mlflow.pyfunc.PyFuncModel) -> None:
