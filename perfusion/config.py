@@ -231,6 +231,15 @@ class GeneratorConfig(PreferenceConfig):
     user_scale: float = Field(2.0, ge=0.0, description="default weight w of the user in guidance")
 
 
+class DistilConfig(Section):
+    """The student: guidance and PAN folded into one pass (the paper's open question 3)."""
+
+    optimiser: OptimiserConfig = OptimiserConfig(steps=400, lr=2e-4, warmup=20, ema_decay=0.99)
+    batch_pictures: Count = Field(32, description="pictures a step")
+    blind_share: Share = Field(0.1, description="share of pictures without a user, so that the student serves those too")
+    weight_floor: Positive = Field(0.1, description="as in diffusion.weight_floor")
+
+
 class EvaluateConfig(Section):
     """Offline evaluation of the reward model and of generated pictures."""
 
@@ -295,6 +304,7 @@ class Params(Section):
     dpo: PreferenceConfig = PreferenceConfig(optimiser=OptimiserConfig(steps=200, lr=1e-4))
     sft: PreferenceConfig = PreferenceConfig(optimiser=OptimiserConfig(steps=200, lr=1e-4))
     generator: GeneratorConfig = GeneratorConfig(optimiser=OptimiserConfig(steps=548, lr=3e-4))
+    distil: DistilConfig = DistilConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     gates: GatesConfig = GatesConfig()
 

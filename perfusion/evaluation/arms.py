@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,18 +43,20 @@ class PipelineArm:
         pipe: the pipeline.
         personal: whether it is told for whom it draws.
         steps: sampling steps; None takes the pipeline's own.
+        options: further arguments of the pipeline's call.
     """
 
     pipe: Any
     personal: bool
     steps: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, prompts: Sequence[str], users: pd.DataFrame, seeds: Sequence[int]) -> Tensor:
         codes = self.pipe.features.transform(users) if self.personal else None
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         pictures = self.pipe(
             list(prompts), user=codes, num_images_per_prompt=1, num_inference_steps=self.steps, generator=generators,
-            output_type="pt",
+            output_type="pt", **self.options,
         ).images  # fmt: skip
         return (pictures.float() * 255).round().clamp(0, 255).to(torch.uint8).cpu()
 

@@ -1,9 +1,6 @@
 """The personalised generator as a diffusers pipeline: `pipe("dress, v-neck", user=features).images`.
 
-Guidance with a user: e0 + g (text - e0) + w (user - text), where e0 sees neither prompt nor user, text the prompt
-alone, user both. A prediction that cancels is not computed: w = g needs no text term (one decoder pass less), no user
-needs no adaptive network. The frozen encoder runs once for text and user, the user's map once a request. Each decoder
-pass has the same shape, so that a network that says nothing leaves every picture as it was, bit for bit.
+What a step computes is in `denoiser`; the pipeline encodes, loops and decodes.
 """
 
 from __future__ import annotations
@@ -24,12 +21,14 @@ from transformers import CLIPTextModel, PreTrainedTokenizerBase
 
 from perfusion.data import FeatureEncoder
 from perfusion.errors import DataError
+from perfusion.generation.backbone import latent_shape
 from perfusion.generation.codec import PatchCodec  # diffusers loads only classes that are imported
+from perfusion.generation.denoiser import Denoiser, Shortcuts, Unconditional
 from perfusion.generation.pan import PersonalAdaptiveNetwork
-from perfusion.generation.split import decode, encode
+from perfusion.generation.samplers import build_sampler
 from perfusion.generation.text import embed_prompts
 
-__all__ = ["PerFusionPipeline", "PerFusionPipelineOutput", "guide"]
+__all__ = ["PerFusionPipeline", "PerFusionPipelineOutput"]
 
 Generator = torch.Generator | list[torch.Generator]
 FEATURES_FILE = "features.json"
@@ -37,23 +36,9 @@ FEATURES_FILE = "features.json"
 
 @dataclass
 class PerFusionPipelineOutput(BaseOutput):
-    """images: PIL pictures, or float32 (n, 3, S, S) in [0, 1] with `output_type="pt"`; grouped by prompt."""
+    """images: PIL pictures; float32 (n, 3, S, S) in [0, 1] with `output_type="pt"`; or latents; grouped by prompt."""
 
     images: list[Image.Image] | Tensor
-
-
-def guide(none: Tensor | None, text: Tensor | None, user: Tensor | None, g: float, w: float) -> Tensor:
-    """e0 + g (text - e0) + w (user - text).
-
-    Args:
-        none: e0, may be None where g = 1.
-        text: may be None where w = g and there is a user.
-        user: None where there is no user, or w = 0.
-    """
-    prompted = user if text is None else text
-    assert prompted is not None
-    guided = prompted if none is None else none + g * (prompted - none)
-    return guided if text is None or user is None else guided + w * (user - text)
 
 
 class PerFusionPipeline(DiffusionPipeline):
@@ -122,66 +107,76 @@ class PerFusionPipeline(DiffusionPipeline):
         generator: Generator | None = None,
         output_type: str = "pil",
         eta: float | None = None,
+        *,
+        sampler: str | None = None,
+        unconditional: Unconditional = "blind",
+        pan_every: int = 1,
+        encoder_every: int = 1,
+        deep_every: int = 1,
+        joint_decoder: bool = False,
     ) -> PerFusionPipelineOutput:
         """Draw pictures.
 
         Args:
             prompt: one prompt or several.
             user: encoded features, (F,) for all prompts or (P, F) one row a prompt; or one user's feature columns as a
-                mapping, encoded by the pipeline's own encoder; None is served user-blind.
+                mapping, encoded by the pipeline's own encoder; None is served user-blind. One prompt with several rows
+                is drawn for each of those users.
             num_images_per_prompt: pictures a prompt, from different noise.
             generator: one for all, or one for each picture (P * num_images_per_prompt, by prompt): then a picture does
                 not depend on what it is batched with.
-            output_type: "pil" or "pt".
+            output_type: "pil", "pt" or "latent" (n, C, H, W), before the codec.
             num_inference_steps, guidance_scale, user_scale, eta: None takes the pipeline's default.
+            sampler: a solver for fewer steps, of `samplers.SAMPLERS`; None is the pipeline's own scheduler. `eta` is
+                for the pipeline's own.
+            unconditional: what the unconditional half of guidance sees, of `Denoiser`.
+            pan_every, encoder_every, deep_every, joint_decoder: of `Shortcuts`; the defaults are exact.
 
         Raises:
             DataError: a user is given as columns and the pipeline has no feature encoder, or to a pipeline without an
                 adaptive network, or the number of rows is neither 1 nor that of the prompts.
+            ConfigError: a shortcut or sampler does not exist or fit.
         """
+        shortcuts = Shortcuts(pan_every, encoder_every, deep_every, joint_decoder)
+        scheduler = self.scheduler if sampler is None else build_sampler(sampler, self.scheduler.config)
+        users = self._user_rows(user)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        count = max(len(prompts), 1 if users is None or len(prompts) > 1 else len(users))
         steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
-        scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
-        personal = self.config.user_scale if user_scale is None else user_scale
-        user_map = self._user_map(user, len(prompts), num_images_per_prompt)
-        context = self._context(prompts, num_images_per_prompt)
-        latents = self._initial_noise(len(prompts) * num_images_per_prompt, generator)
-        self.scheduler.set_timesteps(steps, device=latents.device)
-        options = self._step_options(self.config.eta if eta is None else eta, generator)
-        for t in self.progress_bar(self.scheduler.timesteps):
-            speaks = user_map is not None and int(t) >= self.pan.config.min_timestep
-            prediction = self._guided(latents, t, context, user_map if speaks else None, scale, personal)
-            latents = self.scheduler.step(prediction, t, latents, **options).prev_sample
-        pictures = self.vae.decode(latents / self.vae.config.scaling_factor).sample
+        denoise = Denoiser(
+            self.unet, self.pan, *self._contexts(prompts, count, num_images_per_prompt),
+            self._user_map(users, count, num_images_per_prompt),
+            self.config.guidance_scale if guidance_scale is None else guidance_scale,
+            self.config.user_scale if user_scale is None else user_scale, unconditional, shortcuts,
+        )  # fmt: skip
+        latents = self._initial_noise(count * num_images_per_prompt, generator, scheduler)
+        scheduler.set_timesteps(steps, device=latents.device)
+        options = _step_options(scheduler, self.config.eta if eta is None else eta, generator)
+        with denoise.remembering():
+            for t in self.progress_bar(scheduler.timesteps):
+                noised = scheduler.scale_model_input(latents, t)
+                latents = scheduler.step(denoise(noised, t), t, latents, **options).prev_sample
+        if output_type == "latent":
+            return PerFusionPipelineOutput(images=latents)
+        pictures = self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor).sample
         pictures = (pictures.float() / 2 + 0.5).clamp(0, 1)
         return PerFusionPipelineOutput(images=pictures if output_type == "pt" else _to_pil(pictures))
 
-    def _guided(
-        self, z: Tensor, t: Tensor, context: Mapping[str, Tensor], user_map: Tensor | None, g: float, w: float
-    ) -> Tensor:
-        """The guided prediction, (B, C, H, W); the user's shares the prompt's encoder pass."""
-        halves = ["text"] if g == 1.0 else ["none", "text"]
-        encoded = encode(self.unet, z.repeat(len(halves), 1, 1, 1), t, torch.cat([context[name] for name in halves]))
-        rows = {name: encoded.rows(slice(i * len(z), (i + 1) * len(z))) for i, name in enumerate(halves)}
-        none = decode(self.unet, rows["none"]) if "none" in rows else None
-        text = decode(self.unet, rows["text"]) if user_map is None or w != g else None
-        user: Tensor | None = None
-        if user_map is not None and w != 0.0:
-            user = decode(self.unet, rows["text"], self.pan(z, t, context["text"], user_map))
-        return guide(none, text, user, g, w)
-
-    def _user_map(self, user: Tensor | Mapping[str, Any] | None, prompts: int, pictures: int) -> Tensor | None:
-        """Users' maps, (P * pictures, C, H, W); None without a user."""
+    def _user_rows(self, user: Tensor | Mapping[str, Any] | None) -> Tensor | None:
+        """Encoded features (U, F); None without a user."""
         if user is None:
             return None
         if self.pan is None:
             raise DataError("user given to a pipeline without an adaptive network (pan): leave user=None")
-        if not isinstance(user, Tensor):
-            user = self._encode_user(user)
-        rows = torch.atleast_2d(user).to(self.pan.device)
-        if len(rows) not in (1, prompts):
-            raise DataError(f"user has {len(rows)} rows for {prompts} prompts: give one row, or one a prompt")
-        return self.pan.user_map(rows.expand(prompts, -1)).repeat_interleave(pictures, 0)
+        return torch.atleast_2d(user if isinstance(user, Tensor) else self._encode_user(user))
+
+    def _user_map(self, users: Tensor | None, prompts: int, pictures: int) -> Tensor | None:
+        """Users' maps, (P * pictures, C, H, W); None without a user."""
+        if users is None:
+            return None
+        if len(users) not in (1, prompts):
+            raise DataError(f"user has {len(users)} rows for {prompts} prompts: give one row, or one a prompt")
+        return self.pan.user_map(users.to(self.pan.device).expand(prompts, -1)).repeat_interleave(pictures, 0)
 
     def _encode_user(self, user: Mapping[str, Any]) -> Tensor:
         import pandas as pd
@@ -192,22 +187,24 @@ class PerFusionPipeline(DiffusionPipeline):
             )
         return self.features.transform(pd.DataFrame([dict(user)]))[0]
 
-    def _context(self, prompts: list[str], pictures: int) -> dict[str, Tensor]:
-        """Conditions of the empty prompt and of the prompts, (P * pictures, T, D) each."""
+    def _contexts(self, prompts: list[str], count: int, pictures: int) -> tuple[Tensor, Tensor]:
+        """Conditions of the empty prompt and of the prompts, (count * pictures, T, D) each; each is encoded once."""
         empty, *known = embed_prompts(self.tokenizer, self.text_encoder, ["", *prompts]).split(1)
-        text = torch.cat(known).repeat_interleave(pictures, 0)
-        return {"none": empty.expand_as(text), "text": text}
+        text = torch.cat(known).repeat_interleave(pictures * count // len(prompts), 0)
+        return empty.expand_as(text), text
 
-    def _initial_noise(self, count: int, generator: Generator | None) -> Tensor:
-        size = self.unet.config.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
-        shape = (count, self.unet.config.in_channels, height, width)
-        noise = randn_tensor(shape, generator=generator, device=self._execution_device, dtype=self.unet.dtype)
-        return noise * self.scheduler.init_noise_sigma
+    def _initial_noise(self, count: int, generator: Generator | None, scheduler: Any) -> Tensor:
+        """In single precision, whatever the networks' own: a picture then starts from the same noise in each."""
+        noise = randn_tensor(
+            (count, *latent_shape(self.unet)), generator=generator, device=self._execution_device, dtype=torch.float32
+        )
+        return noise * scheduler.init_noise_sigma
 
-    def _step_options(self, eta: float, generator: Generator | None) -> dict[str, Any]:
-        accepted = inspect.signature(self.scheduler.step).parameters
-        return {name: value for name, value in {"eta": eta, "generator": generator}.items() if name in accepted}
+
+def _step_options(scheduler: Any, eta: float, generator: Generator | None) -> dict[str, Any]:
+    """Those of a step's options that the scheduler takes."""
+    accepted = inspect.signature(scheduler.step).parameters
+    return {name: value for name, value in {"eta": eta, "generator": generator}.items() if name in accepted}
 
 
 def _to_pil(pictures: Tensor) -> list[Image.Image]:

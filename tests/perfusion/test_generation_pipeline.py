@@ -6,51 +6,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
+from tiny_pipeline import A, B, build, draw, seeds
 
-from perfusion.config import CodecConfig, DiffusionConfig, TextConfig, UNetConfig
-from perfusion.data import FeatureEncoder
 from perfusion.errors import DataError
-from perfusion.generation.backbone import build_scheduler, build_unet
 from perfusion.generation.codec import PatchCodec
-from perfusion.generation.pan import PersonalAdaptiveNetwork
-from perfusion.generation.pipeline import PerFusionPipeline
-from perfusion.generation.text import build_text_encoder, build_tokenizer, embed_prompts
-
-SMALL = DiffusionConfig(
-    codec=CodecConfig(latent_channels=4, width=8, layers=1), text=TextConfig(width=16, layers=1, heads=2, length=8),
-    unet=UNetConfig(channels=(8, 16), heads=2, groups=4),
-)  # fmt: skip
-
-
-def build(trained: bool) -> PerFusionPipeline:
-    """A pipeline of random weights; `trained` makes the adaptive network speak."""
-    torch.manual_seed(0)
-    tokenizer = build_tokenizer(["dress", "coat", "v-neck", "long sleeves"], SMALL.text.length)
-    unet = build_unet(SMALL, 16)
-    encoder = FeatureEncoder.fit(pd.DataFrame({"user_id": ["a", "b"], "style": ["x", "y"]}))
-    codec, text_encoder = PatchCodec(4, 4, 8, 1), build_text_encoder(tokenizer, SMALL.text)
-    pan = PersonalAdaptiveNetwork.from_unet(unet, encoder.cardinalities, embedding_dim=4, min_timestep=300)
-    if trained:
-        for conv in (pan.enter, pan.leave_mid, *pan.leave):
-            torch.nn.init.normal_(conv.weight, std=0.5)
-    return PerFusionPipeline(
-        codec, text_encoder, tokenizer, unet, build_scheduler(SMALL), pan, encoder,
-        num_inference_steps=4, guidance_scale=2.0, user_scale=2.0, eta=0.5,
-    )  # fmt: skip
-
-
-def seeds(*numbers: int) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(number) for number in numbers]
-
-
-def draw(pipe: PerFusionPipeline, prompt, user=None, numbers=(1, 2), **options) -> torch.Tensor:
-    return pipe(prompt, user, generator=seeds(*numbers), output_type="pt", num_images_per_prompt=2, **options).images
-
-
-A, B = torch.tensor([1, 1]), torch.tensor([2, 2])
+from perfusion.generation.denoiser import Denoiser
+from perfusion.generation.text import build_tokenizer, embed_prompts
 
 
 @pytest.mark.parametrize("scale", [2.0, 4.0])
@@ -78,7 +41,7 @@ def test_a_pictures_neighbours_do_not_matter():
 
 
 @pytest.mark.parametrize(
-    ("guidance", "user"), [(1.0, None), (2.0, None), (2.0, 2.0), (2.0, 4.0), (1.0, 1.0), (0.0, 2.0)]
+    ("guidance", "user"), [(1.0, None), (2.0, None), (2.0, 2.0), (2.0, 4.0), (1.0, 1.0), (0.0, 2.0), (0.0, 0.0)]
 )
 def test_the_shared_passes_are_the_formula(guidance, user):
     """e0 + g (text - e0) + w (user - text), each term from its own plain forward."""
@@ -94,9 +57,9 @@ def test_the_shared_passes_are_the_formula(guidance, user):
             z, t, text, down_block_additional_residuals=residuals.skips, mid_block_additional_residual=residuals.mid
         ).sample
         expected = e0 + guidance * (e_text - e0) + (0.0 if user is None else user * (e_user - e_text))
-        found = pipe._guided(
-            z, t, {"none": none, "text": text}, None if user is None else user_map, guidance, user or 0.0
-        )
+        found = Denoiser(
+            pipe.unet, pipe.pan, none, text, None if user is None else user_map, guidance, user or 0.0
+        )(z, t)  # fmt: skip
     assert torch.allclose(found, expected, atol=1e-5)
 
 
