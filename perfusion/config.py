@@ -236,7 +236,7 @@ class DistilConfig(Section):
 
     optimiser: OptimiserConfig = OptimiserConfig(steps=400, lr=2e-4, warmup=20, ema_decay=0.99)
     batch_pictures: Count = Field(32, description="pictures a step")
-    blind_share: Share = Field(0.1, description="share of pictures without a user, so that the student serves those too")
+    blind_share: Share = Field(0.1, description="share of pictures without a user, whom the student must serve too")
     weight_floor: Positive = Field(0.1, description="as in diffusion.weight_floor")
 
 

@@ -29,7 +29,7 @@ def test_an_arm_computes_what_was_counted_by_hand(arm, steps, options, expected)
 
 def test_personal_alignment_costs_little_more_than_plain_guidance():
     assert flops_over_plain("exact", {}, 1) <= 1.18
-    assert flops_over_plain("cached", {}, 6) <= 1.08
+    assert flops_over_plain("cached", {}, max(CACHED.values())) <= 1.08
     assert CACHED.keys() <= {"pan_every", "encoder_every", "deep_every"}  # as many steps, the same solver
 
 
