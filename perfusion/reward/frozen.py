@@ -54,8 +54,8 @@ def start_pictures(backbone: Backbone, pixels: Tensor) -> Tensor:
 def start_fits(backbone: Backbone, pixels: Tensor) -> bool:
     """Whether what `start_pictures` gives takes no more memory than the pictures (M, 3, H, W) uint8."""
     tower = backbone.clip.vision_model
-    tokens = tower.embeddings.num_positions
-    return tokens * tower.config.hidden_size * 4 <= pixels[0].numel() if len(pixels) else False
+    values = tower.embeddings.num_positions * tower.config.hidden_size
+    return values * backbone.clip.dtype.itemsize <= pixels[:1].numel()
 
 
 @torch.no_grad()
@@ -73,10 +73,11 @@ def embed_prompts(backbone: Backbone, prompts: Collection[str], most: int | None
 @torch.no_grad()
 def _blocks(backbone: Backbone, pixels: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
     """`compute` of prepared pictures, a block at a time, into one tensor."""
-    device = backbone.clip.device
-    shape = compute(backbone.prepare(pixels[:1].to(device))).shape[1:]
-    found = torch.empty(len(pixels), *shape)
-    for start in range(0, len(pixels), _PICTURES):
+    found = torch.empty(0)
+    for start in range(0, max(len(pixels), 1), _PICTURES):  # of no pictures, too, the result has its shape
         block = slice(start, start + _PICTURES)
-        found[block] = compute(backbone.prepare(pixels[block].to(device)))
+        part = compute(backbone.prepare(pixels[block].to(backbone.clip.device)))
+        if start == 0:
+            found = torch.empty(len(pixels), *part.shape[1:], dtype=part.dtype)
+        found[block] = part
     return found

@@ -121,6 +121,7 @@ def test_padding_scores_zero_and_changes_nothing(backbone: Backbone, encoder: Fe
     whole, ragged = model.score(PROMPTS, pixels(), USERS), model.score(PROMPTS, pixels(), USERS, valid)
     torch.testing.assert_close(ragged[valid], whole[valid], rtol=1e-4, atol=1e-5)
     assert not ragged[~valid].any()
+    assert not model.score(PROMPTS, pixels(), USERS, torch.zeros_like(valid)).any()
 
 
 def test_a_prompt_is_encoded_once_for_all_candidates_and_padding_costs_nothing(

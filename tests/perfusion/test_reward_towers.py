@@ -111,6 +111,7 @@ def test_kept_results_are_those_computed_anew():
     assert start_fits(backbone, pixels)  # 5 tokens of 32 floats, 768 bytes a picture
     wide = twin(PROMPTS, 16, ClipConfig(width=64, layers=1, heads=4, patch=8, projection=24))
     assert not start_fits(wide, pixels)
+    assert start_pictures(backbone, pixels[:0]).shape == (0, 5, 32)
 
 
 @pytest.mark.parametrize(("size", "share"), [("twin", 0.793), ("clip_h", 0.974)])

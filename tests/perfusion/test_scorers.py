@@ -90,9 +90,10 @@ def test_padding_is_not_looked_at_and_scores_zero(backbone, pixels, family, monk
         frozen, "picture_start", lambda clip, part: looked.append(len(part)) or picture_start(clip, part)
     )
     ragged = scorer.score(PROMPTS, pixels, valid=valid)
-    assert max(looked) == int(valid.sum())
+    assert looked == [int(valid.sum())]
     torch.testing.assert_close(ragged[valid], whole[valid], rtol=1e-5, atol=1e-5)
     assert not ragged[~valid].any()
+    assert not scorer.score(PROMPTS, pixels, valid=torch.zeros_like(valid)).any()
     with pytest.raises(ValueError, match=r"need \(3, 4\) bool"):
         scorer.score(PROMPTS, pixels, valid=valid[:, :2])
 
