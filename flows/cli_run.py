@@ -34,12 +34,15 @@ def retrain(params: ParamsOption = None, data: DataOption = None, workspace: Wor
       perfusion retrain --params params/smoke.yaml
       perfusion retrain --params params/photos.yaml --data ../shop/marketplace
     """
+    from flows.server import start_server
     from perfusion.errors import PerFusionError
     from tasks.workspace import prepare_workspace
 
     prepare_workspace(params, data, workspace)  # a mistake in them is told before Prefect takes its seconds to start
+    ready = start_server()
     from flows.retrain import retrain as flow
 
+    ready()
     given = (str(path) if path is not None else None for path in (params, data, workspace))
     state = flow(*given, return_state=True)
     if state.is_failed() or state.is_crashed():

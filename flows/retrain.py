@@ -38,8 +38,9 @@ from perfusion.errors import PerFusionError
 from perfusion.governance import Decision
 from tasks import gates, publishing
 from tasks.dataset import ensure_data
-from tasks.run_stage import require_disk, run_stage
+from tasks.run_stage import StageResult, require_disk, run_stage
 from tasks.tracking import FlowRecord, Progress, flow_record
+from tasks.unchanged import Unchanged
 from tasks.workspace import Workspace, prepare_workspace
 
 __all__ = ["STAGES", "Outcome", "numbers", "retrain"]
@@ -95,10 +96,11 @@ class _Run:
     A plain class, because Prefect takes dataclasses apart when they are passed to tasks.
     """
 
-    def __init__(self, workspace: Workspace, params: Params, record: FlowRecord) -> None:
+    def __init__(self, workspace: Workspace, params: Params, record: FlowRecord, unchanged: Unchanged) -> None:
         self.workspace = workspace
         self.params = params
         self.record = record
+        self.unchanged = unchanged
         self.content_hash = ""
         self.cached: dict[str, bool] = {}
         self.decisions: dict[str, Decision] = {}
@@ -137,8 +139,9 @@ def _recorded(workspace: Workspace, began: float) -> Outcome:
     """Run the graph with everything it does on record, and publish however it ended."""
     params = workspace.params()
     workspace.gates.unlink(missing_ok=True)
+    unchanged = Unchanged(workspace, STAGES)
     with flow_record(workspace, params, {"prefect.flow": "retrain"}) as record:
-        run = _Run(workspace, params, record)
+        run = _Run(workspace, params, record, unchanged)
         try:
             _graph(run)
             ended = _Ended("promoted", f"{_named(run.versions)} serve from now on")
@@ -221,10 +224,8 @@ def provide_data(run: _Run) -> State[Any]:
 @_explained
 def bring_up_to_date(run: _Run, stage: str) -> State[Any]:
     """One stage of dvc.yaml, with its log followed live; unchanged ends as "Cached"."""
-    logger = get_run_logger()
     run.reached.add(stage)
-    with run.record.following(stage, _progress(stage)):
-        result = run_stage(run.workspace, stage, logger.info, threads=run.params.threads)
+    result = StageResult(stage, cached=True, seconds=0.0) if stage in run.unchanged else _through_dvc(run, stage)
     run.cached[stage] = result.cached
     run.record.stage(stage, result.cached, result.seconds)
     metrics = json.loads(run.workspace.metrics(stage).read_text())
@@ -237,6 +238,13 @@ def bring_up_to_date(run: _Run, stage: str) -> State[Any]:
     if result.cached:
         return Completed(name="Cached", message=f"{stage}: nothing it depends on has changed")
     return Completed(message=f"{stage}: {result.seconds:.1f} s")
+
+
+def _through_dvc(run: _Run, stage: str) -> StageResult:
+    """Have DVC run a stage, or skip it after all, and follow its log."""
+    run.unchanged.forget()
+    with run.record.following(stage, _progress(stage)):
+        return run_stage(run.workspace, stage, get_run_logger().info, threads=run.params.threads)
 
 
 @task(cache_policy=NO_CACHE)

@@ -19,7 +19,6 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binomtest
 
 __all__ = ["Interval", "cluster_bootstrap", "cluster_statistic", "paired_difference", "share_positive"]
 
@@ -145,6 +144,8 @@ def share_positive(
     positive = int((sums[:, 0] > 0).sum())
     if users < max(2, min_clusters):
         return Interval(positive / users, math.nan, math.nan, confidence, users, records)
+    from scipy.stats import binomtest  # here: it takes half a second to import, and few callers come to this line
+
     bounds = binomtest(positive, users).proportion_ci(confidence, method="wilson")
     return Interval(positive / users, float(bounds.low), float(bounds.high), confidence, users, records)
 

@@ -9,10 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
-__all__ = ["cpu_environment", "die_with_parent", "stop_group"]
+__all__ = ["cpu_environment", "die_with_parent", "group", "stop_group", "stop_running"]
 
 _PR_SET_PDEATHSIG = 1
+_running: set[subprocess.Popen[str]] = set()
 
 
 def die_with_parent() -> None:
@@ -24,6 +28,34 @@ def die_with_parent() -> None:
         return
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+
+
+@contextmanager
+def group(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """A command in a process group of its own, of which nobody is left when the block ends, however it ends.
+
+    Args:
+        command: program and arguments.
+        options: of `subprocess.Popen`; its output is text.
+    """
+    process = subprocess.Popen(
+        command, text=True, errors="replace", start_new_session=True, preexec_fn=die_with_parent, **options
+    )  # fmt: skip
+    _running.add(process)
+    try:
+        yield process
+    finally:
+        stop_group(process)
+        _running.discard(process)
+        for stream in (process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
+
+
+def stop_running() -> None:
+    """Stop every group that runs now; whoever waits for one finds it ended."""
+    for process in list(_running):
+        stop_group(process)
 
 
 def stop_group(process: subprocess.Popen[str] | subprocess.Popen[bytes], patience: float = 5.0) -> None:

@@ -11,7 +11,6 @@ import yaml
 
 from perfusion.config import Params
 from perfusion.governance import Decision
-from tasks.models.artifact import log_generator, log_reward
 from tasks.registry import Evidence, Registry, open_registry
 from tasks.reporting import write_report
 from tasks.stage_run import stages_of
@@ -65,6 +64,8 @@ def register(workspace: Workspace, params: Params, record: FlowRecord) -> Regist
     users = workspace.split / "users.parquet"
     known = None not in found.values()
     reward = found[names["reward"]]
+    if not known:
+        from tasks.models.artifact import log_generator, log_reward  # here: it imports torch and diffusers
     if reward is None:
         run_id = record.model_run("reward", "reward")
         reward = log_reward(registry, run_id, params.name, workspace.reward, users)

@@ -14,10 +14,19 @@ from pathlib import Path
 
 from perfusion.errors import PerFusionError
 from tasks.livelog import read_log
-from tasks.process import cpu_environment, die_with_parent, stop_group
+from tasks.process import cpu_environment, group
 from tasks.workspace import Workspace
 
-__all__ = ["DiskFullError", "StageError", "StageResult", "require_disk", "run_stage"]
+__all__ = [
+    "LOCK_ATTEMPTS",
+    "DiskFullError",
+    "StageError",
+    "StageResult",
+    "is_locked",
+    "require_disk",
+    "run_stage",
+    "stage_environment",
+]
 
 LEAST_FREE_MIB = 2048  # a cold run on the sample leaves 1.3 GB: its outputs, and as much again in the DVC cache
 LOCK_ATTEMPTS = 5
@@ -81,7 +90,7 @@ def run_stage(
     command = [sys.executable, "-m", "dvc", "repro", "--single-item", *(["--force"] if force else []), stage]
     for attempt in range(1, LOCK_ATTEMPTS + 1):
         code, lines = _run_in_group(command, workspace, threads, tell)
-        if code == 0 or not any(_LOCKED.search(line) for line in lines) or attempt == LOCK_ATTEMPTS:
+        if code == 0 or not any(map(is_locked, lines)) or attempt == LOCK_ATTEMPTS:
             break
         time.sleep(1)  # another dvc of this workspace is reading or writing its lock file
     if code != 0:
@@ -93,21 +102,15 @@ def _run_in_group(
     command: list[str], workspace: Workspace, threads: int, tell: Callable[[str], None]
 ) -> tuple[int, list[str]]:
     """Run a command to its end and tell its lines; its whole process group is gone when this returns or raises."""
-    process = subprocess.Popen(
-        command, cwd=workspace.root, env=_environment(threads), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, errors="replace", bufsize=1, start_new_session=True, preexec_fn=die_with_parent,
-    )  # fmt: skip
-    assert process.stdout is not None
-    lines = []
-    try:
+    options = {"cwd": workspace.root, "env": stage_environment(threads), "bufsize": 1}
+    with group(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options) as process:
+        assert process.stdout is not None
+        lines = []
         for line in map(str.rstrip, process.stdout):
             lines.append(line)
             if not _CHATTER.match(line) and not _UNCHANGED.match(line):
                 tell(line)
         return process.wait(), lines
-    finally:
-        stop_group(process)
-        process.stdout.close()
 
 
 def require_disk(workspace: Workspace, least_mib: int = LEAST_FREE_MIB) -> None:
@@ -125,7 +128,12 @@ def require_disk(workspace: Workspace, least_mib: int = LEAST_FREE_MIB) -> None:
         )
 
 
-def _environment(threads: int) -> dict[str, str]:
+def is_locked(said: str) -> bool:
+    """Whether DVC's words say that another dvc holds the workspace's lock file."""
+    return _LOCKED.search(said) is not None
+
+
+def stage_environment(threads: int) -> dict[str, str]:
     """The caller's environment, with this interpreter's programs first."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     own = {"PATH": path, "PYTHONUNBUFFERED": "1", "DVC_NO_ANALYTICS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
@@ -140,5 +148,5 @@ def _failure(workspace: Workspace, stage: str, since: float, lines: list[str]) -
         kind = "" if error["expected"] else f"{error['error']}: "
         return StageError(f"stage {stage}: {kind}{error['message']}", bool(error["expected"]))
     tail = "\n".join([line for line in lines if not _CHATTER.match(line)][-12:]) or "(no output)"
-    busy = any("is busy" in line or _LOCKED.search(line) for line in lines)
+    busy = any("is busy" in line or is_locked(line) for line in lines)
     return StageError(f"stage {stage} failed without a word of its own; the end of its output:\n{tail}", busy)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from perfusion.data import decode_image
 from perfusion.errors import DataError
-from perfusion.loop import Progress
+from perfusion.progress import Progress
 from tasks.validation_columns import as_text, read_bytes, read_image_ids
 from tasks.validation_reading import Coercion, picture_parts, read_column
 

@@ -1,50 +1,48 @@
-"""Datasets: the layout on disk, the filter, the split, users' features and the tables that models train on."""
+"""Datasets: the layout on disk, the filter, the split, users' features and the tables that models train on.
 
-from perfusion.data.corpus import Corpus
-from perfusion.data.features import FeatureEncoder
-from perfusion.data.filtering import Filtered, filter_users
-from perfusion.data.hashing import content_hash
-from perfusion.data.layout import (
-    GROUP_COLUMNS,
-    Dataset,
-    read_dataset,
-    read_groups,
-    read_users,
-    write_dataset,
-    write_table,
-)
-from perfusion.data.photographs import dataset_corpus
-from perfusion.data.pictures import ImageStore, decode_image, decode_pixels, encode_png, is_safe_id
-from perfusion.data.prompts import phrases, shuffle_phrases
-from perfusion.data.splitting import SPLITS, split_dataset, split_records
-from perfusion.data.statistics import table_one
-from perfusion.data.tables import GroupTable, load_tables
+Names are imported on first use, so that splitting tables does not import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOME = {
+    "GROUP_COLUMNS": "layout",
+    "SPLITS": "splitting",
+    "Corpus": "corpus",
+    "Dataset": "layout",
+    "FeatureEncoder": "features",
+    "Filtered": "filtering",
+    "GroupTable": "tables",
+    "ImageStore": "pictures",
+    "content_hash": "hashing",
+    "dataset_corpus": "photographs",
+    "decode_image": "pictures",
+    "decode_pixels": "pictures",
+    "encode_png": "pictures",
+    "filter_users": "filtering",
+    "is_safe_id": "pictures",
+    "load_tables": "tables",
+    "phrases": "prompts",
+    "read_dataset": "layout",
+    "read_groups": "layout",
+    "read_users": "layout",
+    "shuffle_phrases": "prompts",
+    "split_dataset": "splitting",
+    "split_records": "splitting",
+    "table_one": "statistics",
+    "write_dataset": "layout",
+    "write_table": "layout",
+}
 
 __all__ = [
-    "GROUP_COLUMNS",
-    "SPLITS",
-    "Corpus",
-    "Dataset",
-    "FeatureEncoder",
-    "Filtered",
-    "GroupTable",
-    "ImageStore",
-    "content_hash",
-    "dataset_corpus",
-    "decode_image",
-    "decode_pixels",
-    "encode_png",
-    "filter_users",
-    "is_safe_id",
-    "load_tables",
-    "phrases",
-    "read_dataset",
-    "read_groups",
-    "read_users",
-    "shuffle_phrases",
-    "split_dataset",
-    "split_records",
-    "table_one",
-    "write_dataset",
-    "write_table",
+    *_HOME,
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

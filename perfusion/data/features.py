@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor
 
 from perfusion.checkpoint import atomic_write
 from perfusion.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["FeatureEncoder"]
 
@@ -70,10 +71,14 @@ class FeatureEncoder:
                 f"users: columns absent: {', '.join(absent)}; the model was trained with {list(self.names)}"
             )
         columns = [self._codes(name, users[name]) for name in self.names]
+        import torch  # here, so that reading an encoder does not import it
+
         return torch.from_numpy(np.stack(columns, axis=1))
 
     def unknown(self) -> Tensor:
         """The codes of a user of whom nothing is known, (F,) zeros."""
+        import torch
+
         return torch.zeros(len(self.names), dtype=torch.int64)
 
     def save(self, path: Path) -> None:

@@ -15,7 +15,7 @@ from perfusion.data.layout import Dataset
 from perfusion.data.pictures import decode_image, decode_pixels
 from perfusion.data.prompts import phrases
 from perfusion.errors import DataError
-from perfusion.loop import Progress
+from perfusion.progress import Progress
 
 __all__ = ["dataset_corpus", "noun_family"]
 

@@ -8,16 +8,18 @@ import struct
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
 
 from perfusion.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "FORMATS",
@@ -97,6 +99,8 @@ def decode_pixels(named: Iterable[tuple[str, bytes]], count: int, size: int) -> 
     Raises:
         DataError: see `decode_image`.
     """
+    import torch  # here, so that looking at a picture does not import it
+
     pixels = np.empty((count, size, size, 3), np.uint8)
     for row, (name, data) in enumerate(named):
         pixels[row] = np.asarray(_squared(decode_image(data, name), size))

@@ -25,7 +25,7 @@ from perfusion.evaluation.images import to_png
 from perfusion.evaluation.items import choose_items, with_slices
 from perfusion.evaluation.picture_metrics import diversity, generator_metrics
 from perfusion.evaluation.sheets import merchants_sheet, users_sheet
-from perfusion.loop import Progress
+from perfusion.progress import Progress
 from perfusion.reward import load_clip
 from perfusion.scorers import Scorer, ScorerSources, build_scorers
 from perfusion.scorers.embedding import picture_embeddings

@@ -23,7 +23,7 @@ from perfusion.data import GroupTable, load_tables, read_users
 from perfusion.errors import DataError
 from perfusion.evaluation.controls import random_scores, wrong_users
 from perfusion.evaluation.ranking import group_aucs, group_average_precision, ranking_report
-from perfusion.loop import Progress
+from perfusion.progress import Progress
 from perfusion.reward import PerFusionRM, load_clip
 from perfusion.scorers import ClipScore, PersonalScore, PickScore, Scorer
 from perfusion.scorers.tables import RowScorer, row_scorer

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 __all__ = [
     "compare",
@@ -114,7 +113,9 @@ def psi_by_chance(bins: int, before: int, after: int) -> float:
     Source: PSI is a symmetrised divergence, about chi2(bins - 1) x (1/n + 1/m) when nothing changed. With few rows this
     lies far above the customary limit of .25, which alone would then raise false alarms.
     """
-    return float(stats.chi2.ppf(1.0 - CHANCE, max(1, bins - 1)) * (1.0 / before + 1.0 / after))
+    from scipy.stats import chi2  # here and below: it takes half a second to import
+
+    return float(chi2.ppf(1.0 - CHANCE, max(1, bins - 1)) * (1.0 / before + 1.0 / after))
 
 
 def _kind(values: pd.Series) -> str:
@@ -164,10 +165,12 @@ def _distance(summary: Mapping[str, Any], values: pd.Series) -> dict[str, Any]:
     if summary["total"] == 0 or len(values) == 0:
         return {"psi": None, "psi_by_chance": None}
     if summary["kind"] == "number":
+        from scipy.stats import ks_2samp
+
         numbers = values.to_numpy(dtype="float64")
         before = np.asarray(summary["counts"], dtype=float)
         after = _counts(numbers, np.asarray(summary["edges"])).astype(float)
-        test = stats.ks_2samp(np.asarray(summary["sample"]), numbers)
+        test = ks_2samp(np.asarray(summary["sample"]), numbers)
         extra = {"ks": float(test.statistic), "p_value": float(test.pvalue)}
     else:
         before, after = _category_counts(summary, values)

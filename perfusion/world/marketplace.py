@@ -16,7 +16,7 @@ from perfusion.data.hashing import content_hash
 from perfusion.data.layout import write_dataset
 from perfusion.data.pictures import encode_png
 from perfusion.errors import DataError
-from perfusion.loop import Progress
+from perfusion.progress import Progress
 from perfusion.world.dirt import plant
 from perfusion.world.garments import render
 from perfusion.world.judge import Reading, read

@@ -9,7 +9,7 @@ TOOLS = {"prefect", "mlflow", "dvc", "great_expectations", "typer", "filelock"}
 BELOW = {"perfusion": {"tasks", "flows"}, "tasks": {"flows"}, "flows": set()}
 #: Packages of the library, lowest first; those in one row do not know each other.
 ROWS = (
-    {"errors", "torchvision_guard"},
+    {"errors", "progress", "torchvision_guard"},
     {"config", "checkpoint", "seeding", "statistics"},
     {"optimiser"},
     {"loop"},
