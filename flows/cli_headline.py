@@ -25,7 +25,8 @@ def print_headline(figures: Mapping[str, Any]) -> None:
         fates = ", ".join(f"{data[fate]} {fate}" for fate in ("used", "quarantined", "filtered", "dropped"))
         typer.echo(f"data: {data['groups_in']} group records: {fates}")
     if gates := figures["gates"]:
-        typer.echo(f"gates: {', '.join(f'{name} {verdict}' for name, verdict in gates.items())}")
+        told = (f"{name} {verdict}{_asked_earlier(figures, name)}" for name, verdict in gates.items())
+        typer.echo(f"gates: {', '.join(told)}")
     typer.echo(f"champion: {', '.join(f'{role} {shown(version)}' for role, version in figures['champion'].items())}")
     if seconds := figures["seconds"]:
         slowest = ", ".join(f"{stage} {spent:.0f}" for stage, spent in sorted(seconds.items(), key=lambda s: -s[1])[:4])
@@ -36,6 +37,12 @@ def print_headline(figures: Mapping[str, Any]) -> None:
         _print_generator(generator)
     for name, why in figures.get("missing", {}).items():
         typer.echo(f"no {name}: {why}")
+
+
+def _asked_earlier(figures: Mapping[str, Any], gate: str) -> str:
+    """The run in which a gate was asked, where that is not the last run itself."""
+    asked, last = figures.get("gate_runs", {}).get(gate), (figures.get("outcome") or {}).get("run_id")
+    return f" (in run {asked[:8]})" if asked is not None and asked != last else ""
 
 
 def _reward_rows(reward: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -103,9 +103,19 @@ class _Run:
         self.unchanged = unchanged
         self.content_hash = ""
         self.cached: dict[str, bool] = {}
-        self.decisions: dict[str, Decision] = {}
+        self.answers: dict[str, gates.Answer] = {}
         self.reached: set[str] = set()
         self.registered: publishing.Registered | None = None
+
+    @property
+    def decisions(self) -> list[Decision]:
+        """What the gates have said, in the order of the graph."""
+        return [answer.decision for answer in self.answers.values()]
+
+    @property
+    def asked_in(self) -> dict[str, str]:
+        """Gate -> MLflow run in which it was asked."""
+        return {gate: answer.run_id for gate, answer in self.answers.items() if answer.run_id is not None}
 
     @property
     def versions(self) -> dict[str, int]:
@@ -128,6 +138,8 @@ def retrain(
         try:
             workspace = prepare_workspace(params, data, root, mlruns)
             with workspace.held():
+                for told in (workspace.outcome, workspace.gates):  # of the run before
+                    told.unlink(missing_ok=True)
                 require_disk(workspace)
                 outcome = _recorded(workspace, began)
         except PerFusionError as error:
@@ -138,7 +150,6 @@ def retrain(
 def _recorded(workspace: Workspace, began: float) -> Outcome:
     """Run the graph with everything it does on record, and publish however it ended."""
     params = workspace.params()
-    workspace.gates.unlink(missing_ok=True)
     unchanged = Unchanged(workspace, STAGES)
     with flow_record(workspace, params, {"prefect.flow": "retrain"}) as record:
         run = _Run(workspace, params, record, unchanged)
@@ -172,6 +183,8 @@ def _graph(run: _Run) -> None:
         _stage(run, stage)
     state = _must(register(run, return_state=True))
     if state.name == "Unchanged":
+        assert run.registered is not None
+        _keep_answers(run, {**gates.said_of_champions(run.workspace, run.registered), **run.answers})
         raise _Ended("unchanged", str(state.message))
     _gate(run, "load", gates.load)
     _gate(run, "promotion", gates.promotion)
@@ -192,10 +205,10 @@ def _stage(run: _Run, stage: str) -> None:
 def _gate(run: _Run, gate: str, question: gates.Question) -> None:
     """Ask, and end the flow, well explained, unless the answer is a pass."""
     _must(judge.with_options(name=f"{gate} gate")(run, gate, question, return_state=True))
-    decision = run.decisions[gate]
+    decision = run.answers[gate].decision
     if not decision.passed:
         if run.registered is not None:
-            publishing.remember(run.workspace, run.registered, list(run.decisions.values()))
+            publishing.remember(run.workspace, run.registered, run.decisions, run.asked_in)
         raise _Ended("refused", f"not promoted: the {gate} gate says {decision.verdict}", *decision.reasons)
 
 
@@ -252,14 +265,14 @@ def _through_dvc(run: _Run, stage: str) -> StageResult:
 def judge(run: _Run, gate: str, question: gates.Question) -> State[Any]:
     """Ask a gate; its verdict is kept in the workspace, in MLflow and as a Prefect artifact."""
     logger = get_run_logger()
-    decision = gates.remembered(run.workspace, run.params, run.registered, gate)
-    if decision is not None:
+    answer = gates.remembered(run.workspace, run.params, run.registered, gate)
+    if answer is not None:
         logger.info("judged before, and neither models nor champions nor thresholds have changed since")
     else:
-        decision = question(run.workspace, run.params, run.registered)
-    run.decisions[gate] = decision
-    known = {name: answer.to_dict() for name, answer in run.decisions.items()}
-    atomic_write(run.workspace.gates, json.dumps(known, indent=2).encode())
+        answer = gates.Answer(question(run.workspace, run.params, run.registered), run.record.run_id)
+    run.answers[gate] = answer
+    _keep_answers(run, run.answers)
+    decision = answer.decision
     run.record.decision(gate, decision.verdict, decision.reasons, decision.statistics)
     lines = [f"# {gate} gate: {decision.verdict}", *(f"- {reason}" for reason in decision.reasons)]
     create_markdown_artifact("\n".join(lines), key=f"{gate}-gate", description=f"{gate} gate: {decision.verdict}")
@@ -270,6 +283,12 @@ def judge(run: _Run, gate: str, question: gates.Question) -> State[Any]:
     name = {"pass": "Passed", "fail": "Closed", "inconclusive": "Inconclusive"}[decision.verdict]
     against = [reason for reason in decision.reasons if not reason.startswith("pass")]
     return Completed(name=name, message="\n".join(against) or f"all {len(decision.reasons)} checks pass")
+
+
+def _keep_answers(run: _Run, answers: Mapping[str, gates.Answer]) -> None:
+    """Keep what the gates said, and in which runs, where reports look for it."""
+    known = {gate: answer.to_dict() for gate, answer in answers.items()}
+    atomic_write(run.workspace.gates, json.dumps(known, indent=2).encode())
 
 
 @task(cache_policy=NO_CACHE)
@@ -287,9 +306,8 @@ def register(run: _Run) -> State[Any]:
 def promote(run: _Run) -> State[Any]:
     """Make the challengers champions, if the champions are still those that the gates compared with."""
     assert run.registered is not None
-    decisions = list(run.decisions.values())
-    publishing.remember(run.workspace, run.registered, decisions)
-    publishing.promote(run.workspace, run.registered, decisions)
+    publishing.remember(run.workspace, run.registered, run.decisions, run.asked_in)
+    publishing.promote(run.workspace, run.registered, run.decisions)
     return Completed(message=f"champion: {_named(run.versions)}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +23,27 @@ if TYPE_CHECKING:
 
     from perfusion.evaluation.champion import ChampionEvidence
 
-__all__ = ["Question", "data", "load", "promotion", "remembered", "reward"]
+__all__ = ["Answer", "Question", "data", "load", "promotion", "remembered", "reward", "said_of_champions"]
 
 Question = Callable[[Workspace, Params, Registered | None], Decision]
 PROBED_GROUPS, PROBED_PICTURES = 4, 2
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A gate's decision and where it was made.
+
+    Attributes:
+        decision: of the gate.
+        run_id: the MLflow run in which the gate was asked; None where that was not recorded.
+    """
+
+    decision: Decision
+    run_id: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values: the decision's, and the run."""
+        return {**self.decision.to_dict(), "run_id": self.run_id}
 
 
 def data(workspace: Workspace, params: Params, registered: Registered | None) -> Decision:
@@ -41,7 +59,7 @@ def reward(workspace: Workspace, params: Params, registered: Registered | None) 
     return reward_gate(groups, params.gates, params.seed)
 
 
-def remembered(workspace: Workspace, params: Params, registered: Registered | None, gate: str) -> Decision | None:
+def remembered(workspace: Workspace, params: Params, registered: Registered | None, gate: str) -> Answer | None:
     """What the gate said of these very versions, if thresholds, champions and every byte are still the same."""
     if registered is None or not registered.known:
         return None
@@ -54,7 +72,14 @@ def remembered(workspace: Workspace, params: Params, registered: Registered | No
     if said:
         for name, version in registered.versions.items():
             registry.files(name, version)
-    return said[0] if said else None
+    return Answer(said[0], evidence.runs.get(gate)) if said else None
+
+
+def said_of_champions(workspace: Workspace, registered: Registered) -> dict[str, Answer]:
+    """What the gates said, by name, when the versions that serve now were judged; {} where nothing was recorded."""
+    evidence = open_registry(workspace.tracking_uri, workspace.mlruns).evidence_for(registered.versions)
+    decisions = evidence.decisions if evidence is not None else ()
+    return {said.gate: Answer(said, evidence.runs.get(said.gate)) for said in decisions if evidence is not None}
 
 
 def load(workspace: Workspace, params: Params, registered: Registered | None) -> Decision:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,10 +88,12 @@ def promote(workspace: Workspace, registered: Registered, decisions: Sequence[De
     registry.promote(registered.versions, expected=expected, decisions=decisions, reason=reason)
 
 
-def remember(workspace: Workspace, registered: Registered, decisions: Sequence[Decision]) -> None:
-    """Keep what the gates said with the versions they judged, so that it can be told and acted on later."""
+def remember(
+    workspace: Workspace, registered: Registered, decisions: Sequence[Decision], runs: Mapping[str, str]
+) -> None:  # fmt: skip
+    """Keep what the gates said, and in which MLflow runs, with the versions they judged, to tell and act on later."""
     registry = open_registry(workspace.tracking_uri, workspace.mlruns)
-    registry.record_evidence(Evidence(registered.versions, registered.champions, tuple(decisions)))
+    registry.record_evidence(Evidence(registered.versions, registered.champions, tuple(decisions), dict(runs)))
 
 
 def report(workspace: Workspace, record: FlowRecord) -> Path:

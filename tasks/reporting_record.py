@@ -81,7 +81,7 @@ class RunRecord:
         title: what to call the run on a page.
         params: the parameter file as written, {} when absent.
         metrics: stage -> its metrics.
-        gates: gate -> its decision as plain values.
+        gates: gate -> its decision as plain values, and the `run_id` in which it was asked.
         seconds: stage -> seconds of the last time it really ran.
         outcome: how the flow ended (status, reasons, versions); None when no flow ran to its end here.
         data_digest: hash of the dataset that was trained on; None when nothing recorded it.

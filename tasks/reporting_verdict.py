@@ -46,9 +46,9 @@ def verdict_view(record: RunRecord) -> View:
     outcome = record.outcome or {}
     closed = [name for name in GATES if record.gates.get(name, {}).get("verdict", "pass") != "pass"]
     told = " ".join(outcome.get("reasons", []))
-    if closed:
-        return _refusal(record, closed[0])
     status = outcome.get("status")
+    if closed and status != "unchanged":  # what serves was judged earlier, and promoted, if need be by force
+        return _refusal(record, closed[0])
     if status == "failed":
         return _verdict("fail", "The run failed", "", f"{_sentence(told)} What served before goes on serving.")
     if status == "unchanged":

@@ -29,10 +29,11 @@ LIMITS = frozenset({"random", "user_blind_oracle", "reachable", "full_oracle"})
 def gates_view(record: RunRecord) -> list[View]:
     """Every gate in the order of the flow; one that was not asked says so."""
     names = [*GATES, *(name for name in record.gates if name not in GATES)]
-    return [_gate(name, record.gates.get(name)) for name in names]
+    run_id = (record.outcome or {}).get("run_id")
+    return [_gate(name, record.gates.get(name), run_id) for name in names]
 
 
-def _gate(name: str, decision: Mapping[str, Any] | None) -> View:
+def _gate(name: str, decision: Mapping[str, Any] | None, run_id: str | None) -> View:
     view: View = {
         "name": name,
         "question": GATES.get(name, ""),
@@ -40,9 +41,10 @@ def _gate(name: str, decision: Mapping[str, Any] | None) -> View:
         "tone": "none",
         "checks": [],
         "more": [],
+        "earlier": None,
     }
     if decision is None:
-        return view | {"checks": [], "more": []}
+        return view
     checks = [split_reason(reason) for reason in decision["reasons"]]
     passed = [check for check in checks if check[0] == "pass"]
     more = passed[SHOWN_PASSES:] if len(passed) > SHOWN_PASSES + 1 else []
@@ -52,6 +54,7 @@ def _gate(name: str, decision: Mapping[str, Any] | None) -> View:
     return view | {
         "verdict": decision["verdict"],
         "tone": decision["verdict"],
+        "earlier": asked if (asked := decision.get("run_id")) != run_id else None,
         "checks": [_check(*check) for check in shown],
         "more": [_check(*check) for check in more],
         "figures": figures,

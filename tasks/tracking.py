@@ -154,7 +154,7 @@ class FlowRecord:
     def evidence(self) -> None:
         """Everything needed to judge or restore this run, in the layout of a workspace's work folder."""
         paths = self.workspace
-        for file in (paths.dvc_yaml, paths.dvc_lock, paths.params_file, paths.data_dvc):
+        for file in (paths.dvc_yaml, paths.dvc_lock, paths.params_file, paths.data_dvc, paths.outcome):
             if file.exists():
                 self.client.log_artifact(self.run_id, str(file))
         for folder in ("metrics", "logs", "evaluation", "report", "quarantine"):

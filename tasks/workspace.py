@@ -169,7 +169,7 @@ class Workspace:
 
     @property
     def gates(self) -> Path:
-        """The decisions of the last run's gates, by gate."""
+        """By gate, what the last run's gates said of its models, and the MLflow run in which each was asked."""
         return self.work / "metrics" / "gates.json"
 
     @property

@@ -134,7 +134,7 @@ class Registry:
         for entry in reversed(self.ledger.entries()):
             if entry.event == "evidence" and entry.body["versions"] == dict(versions):
                 decisions = tuple(Decision.from_dict(record) for record in entry.body["decisions"])
-                return Evidence(dict(versions), entry.body["expected"], decisions)
+                return Evidence(dict(versions), entry.body["expected"], decisions, entry.body.get("runs", {}))
         return None
 
     # -- writing -------------------------------------------------------------------------------------------------
@@ -161,6 +161,7 @@ class Registry:
                     "versions": evidence.versions,
                     "expected": evidence.expected,
                     "decisions": [decision.to_dict() for decision in evidence.decisions],
+                    "runs": evidence.runs,
                 },
             )
             for name, version in evidence.versions.items():

@@ -29,11 +29,19 @@ Champions = dict[str, int | None]
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the gates said about a set of versions, and the champions they were compared with (None: there was none)."""
+    """What the gates said about a set of versions.
+
+    Attributes:
+        versions: registered name -> version.
+        expected: the champions they were compared with; None: there was none.
+        decisions: the gates' decisions.
+        runs: gate -> MLflow run in which it was asked, as far as known.
+    """
 
     versions: dict[str, int]
     expected: dict[str, int | None]
     decisions: tuple[Decision, ...]
+    runs: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -141,11 +141,12 @@ def test_the_headline_shows_what_exists_and_says_what_does_not(capsys: pytest.Ca
     arm = {"true_utility": 1.25, "ci": [1.0, 1.5], "perfusion_rm": None}
     print_headline(
         {
-            "outcome": {"status": "refused", "reasons": ["fail: a tie", "pass: no matter"]},
+            "outcome": {"status": "refused", "reasons": ["fail: a tie", "pass: no matter"], "run_id": "now"},
             "data": {"groups_in": 10, "used": 7, "quarantined": 1, "filtered": 2, "dropped": 0},
             "reward": None,
             "generator": {"perfusion": arm, "sft": None, "user_swap_win_rate": None},
-            "gates": {"data": "pass"},
+            "gates": {"data": "pass", "load": "fail"},
+            "gate_runs": {"data": "now", "load": "0123456789"},
             "champion": {"reward": 2, "generator": None},
             "seconds": {},
             "missing": {"reward": "the stage has not run"},
@@ -154,7 +155,7 @@ def test_the_headline_shows_what_exists_and_says_what_does_not(capsys: pytest.Ca
     out = capsys.readouterr().out
     for line in (
         "outcome: refused", "fail: a tie", "10 group records: 7 used, 1 quarantined", "reward 2, generator -",
-        "1.25 [1, 1.5]", "no reward: the stage has not run",
+        "gates: data pass, load fail (in run 01234567)", "1.25 [1, 1.5]", "no reward: the stage has not run",
     ):  # fmt: skip
         assert line in out
     assert "no matter" not in out

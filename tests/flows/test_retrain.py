@@ -21,6 +21,7 @@ from perfusion.governance import Decision
 from tasks import gates
 from tasks.livelog import read_log
 from tasks.registry import CHALLENGER, open_registry
+from tasks.reporting import summary
 from tasks.run_stage import StageError, run_stage
 from tasks.tracking import open_store
 
@@ -71,17 +72,20 @@ def test_mlflow_holds_a_run_per_model_with_curves_pictures_and_the_dataset(first
     dpo = next(run for run in nested if run.data.tags["model"] == "dpo")
     assert client.list_artifacts(dpo.info.run_id, "images")
     kept = {item.path for item in client.list_artifacts(parent.info.run_id)}
-    assert {"dvc.lock", "dvc.yaml", "params.yaml", "git.diff", "resolved.json", "report", "metrics"} <= kept
+    told = {"outcome.json", "report", "metrics"}
+    assert {"dvc.lock", "dvc.yaml", "params.yaml", "git.diff", "resolved.json", *told} <= kept
 
 
 def test_the_same_models_are_not_judged_twice(first: First, monkeypatch: pytest.MonkeyPatch) -> None:
     shop, _ = first
-    before = shop.workspace.gates.read_text()
+    before, asked_in = _said(shop), shop.outcome()["run_id"]
     for gate in ("load", "promotion"):
         monkeypatch.setattr(gates, gate, lambda *_: pytest.fail("asked again"))
     state = shop.retrain()
     assert state.name == "Refused", state.message
-    assert json.loads(shop.workspace.gates.read_text()) == json.loads(before)
+    now = shop.outcome()["run_id"]
+    runs = {"data": now, "reward": now, "load": asked_in, "promotion": asked_in}
+    assert _said(shop) == {gate: {**said, "run_id": runs[gate]} for gate, said in before.items()}
 
 
 def test_a_second_run_finds_everything_cached_and_promotes_what_the_gate_now_passes(
@@ -104,11 +108,16 @@ def test_a_second_run_finds_everything_cached_and_promotes_what_the_gate_now_pas
 
 def test_a_third_run_has_nothing_new_to_promote_and_is_quick(first: First) -> None:
     shop, _ = first
+    promoted = shop.outcome()
     began = time.monotonic()
     state = shop.retrain()
     seconds = time.monotonic() - began
     assert state.name == "Unchanged", state.message
     assert "nothing new to promote" in str(state.message)
+    figures = summary(shop.workspace)
+    assert figures["gates"] == dict.fromkeys(("data", "reward", "load", "promotion"), "pass")
+    assert figures["gate_runs"]["data"] == shop.outcome()["run_id"]
+    assert figures["gate_runs"]["promotion"] == promoted["run_id"], "the run in which these very models were judged"
     assert seconds < 150, f"{seconds:.0f} s; 20 to 40 on a machine that does nothing else"
 
 
@@ -197,6 +206,10 @@ def test_a_second_run_in_one_workspace_is_refused_at_once(first: First) -> None:
         state = shop.retrain()
     assert state.is_failed()
     assert f"process {os.getpid()} holds it" in str(state.message)
+
+
+def _said(shop: Shop) -> dict[str, dict[str, Any]]:
+    return dict(json.loads(shop.workspace.gates.read_text()))
 
 
 def _content_hash(shop: Shop) -> str:

@@ -194,6 +194,28 @@ def test_models_that_serve_already_are_no_refusal(workspace: Workspace) -> None:
     assert "Not asked: these very models serve already." in said
 
 
+def test_gates_of_an_earlier_run_are_told_with_that_run(workspace: Workspace) -> None:
+    """Models that serve already are not judged again; one of them may have been promoted by force."""
+    last = json.loads((workspace.work / "outcome.json").read_text())["run_id"]
+    told = ["nothing new to promote: perfusion-generator version 3 and perfusion-reward version 3 serve already"]
+    edit(workspace.work / "outcome.json", lambda outcome: outcome.update(status="unchanged", reasons=told))
+    asked = {"data": last, "reward": last, "load": "earlier7", "promotion": "earlier7"}
+
+    def change(gates: dict[str, Any]) -> None:
+        for gate, run_id in asked.items():
+            gates[gate]["run_id"] = run_id
+        gates["promotion"]["verdict"] = "fail"
+
+    edit(workspace.work / "metrics/gates.json", change)
+    figures = summary(workspace)
+    assert figures["gate_runs"] == asked
+    assert figures["gates"]["promotion"] == "fail"
+    said = Page(write_report(workspace).read_text()).text
+    assert "Nothing new to promote:" in said
+    assert said.count("Asked in the MLflow run earlier7") == 2
+    assert f"Asked in the MLflow run {last}" not in said
+
+
 def test_every_gate_of_the_flow_has_its_words() -> None:
     assert set(MEANINGS) == set(GATES)
 
