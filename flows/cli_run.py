@@ -35,6 +35,7 @@ def retrain(params: ParamsOption = None, data: DataOption = None, workspace: Wor
       perfusion retrain --params params/photos.yaml --data ../shop/marketplace
     """
     from flows.server import start_server
+    from flows.termination import end_promptly
     from perfusion.errors import PerFusionError
     from tasks.workspace import prepare_workspace
 
@@ -43,6 +44,7 @@ def retrain(params: ParamsOption = None, data: DataOption = None, workspace: Wor
     from flows.retrain import retrain as flow
 
     ready()
+    end_promptly()
     given = (str(path) if path is not None else None for path in (params, data, workspace))
     state = flow(*given, return_state=True)
     if state.is_failed() or state.is_crashed():
