@@ -60,8 +60,8 @@ def start_fits(backbone: Backbone, pixels: Tensor) -> bool:
 
 @torch.no_grad()
 def embed_prompts(backbone: Backbone, prompts: Collection[str], most: int | None = None) -> dict[str, Tensor]:
-    """User-blind embeddings (P,) on the CPU, not normalised, by prompt; of the first `most` in alphabetical order."""
-    distinct = sorted(set(prompts))[:most]
+    """User-blind embeddings (P,) on the CPU, not normalised, by prompt; of the `most` shortest."""
+    distinct = sorted(set(prompts), key=lambda prompt: (len(prompt), prompt))[:most]  # a pass holds little padding
     found: dict[str, Tensor] = {}
     for start in range(0, len(distinct), _PROMPTS):
         part = distinct[start : start + _PROMPTS]
