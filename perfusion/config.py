@@ -51,6 +51,9 @@ class DataConfig(Section):
 
     min_records: Count = Field(10, description="usable group records a user needs (Sec. 5.1.1)")
     ratios: tuple[int, int, int] = Field((8, 1, 1), description="train : valid : test per user, by record")
+    split_by: Literal["record", "prompt", "user"] = Field(
+        "record", description="what keeps records together: nothing (Sec. 5.1.1), their prompt, or their user"
+    )
     cold_users: Share = Field(0.08, description="share of kept users held out entirely, for cold start")
     max_group_size: Count = Field(16, description="candidates a group may have")
     max_prompt_chars: Count = Field(2000, description="characters a prompt may have; longer ones are quarantined")

@@ -9,9 +9,12 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Self
 
 import pandas as pd
 import pyarrow as pa
@@ -22,16 +25,22 @@ from perfusion.errors import DataError
 
 __all__ = [
     "GROUP_COLUMNS",
+    "GROUP_SCHEMA",
     "Dataset",
+    "ImageWriter",
+    "check_groups",
+    "new_folder",
     "read_dataset",
     "read_groups",
     "read_parquet",
     "read_users",
     "write_dataset",
+    "write_rows",
     "write_table",
 ]
 
-_IMAGES_PER_PART = 8192
+_IMAGES_PER_PART, _IMAGES_PER_GROUP = 8192, 1024
+_BYTES_PER_PART = 256 << 20
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -56,6 +65,13 @@ GROUP_COLUMNS: dict[str, str] = {
     "image_ids": "list of string",
     "picked": "list of bool",
 }
+_STORED: dict[str, pa.DataType] = {
+    "string": pa.string(),
+    "timestamp": pa.timestamp("ms"),
+    "list of string": pa.list_(pa.string()),
+    "list of bool": pa.list_(pa.bool_()),
+}
+GROUP_SCHEMA = pa.schema([(name, _STORED[kind]) for name, kind in GROUP_COLUMNS.items()])
 _CHECKS: dict[str, Callable[[pa.DataType], bool]] = {
     "string": _is_text,
     "timestamp": pa.types.is_timestamp,
@@ -122,32 +138,56 @@ def read_groups(path: Path | str, extra: Sequence[str] = ()) -> pd.DataFrame:
     """Read groups.parquet: exactly `GROUP_COLUMNS` and the string columns named in `extra`."""
     path = Path(path)
     table = read_parquet(path)
-    expected = {**GROUP_COLUMNS, **dict.fromkeys(extra, "string")}
-    absent = [name for name in expected if name not in table.column_names]
-    if absent:
-        raise DataError(f"{path}: columns absent: {', '.join(absent)}; the layout has {', '.join(expected)}")
-    unknown = [name for name in table.column_names if name not in expected]
-    if unknown:
-        raise DataError(
-            f"{path}: columns unknown to the layout: {', '.join(unknown)}; drop them, or move them to users"
-        )
-    for name, kind in expected.items():
-        actual = table.schema.field(name).type
-        if not _CHECKS[kind](actual):
-            raise DataError(f"{path}: column {name} is {actual}, want {kind}; convert it and write the file again")
-    frame = table.select(list(expected)).to_pandas()
+    expected = _check_columns(path, table.schema, extra)
+    frame = table.select(expected).to_pandas()
     for name in ("image_ids", "picked"):
         frame[name] = pd.Series(table.column(name).to_pylist(), dtype=object, index=frame.index)
     return frame
 
 
+def check_groups(path: Path | str, extra: Sequence[str] = ()) -> None:
+    """Hold the columns of groups.parquet against the layout without reading a row; the same errors as `read_groups`."""
+    path = Path(path)
+    _check_columns(path, _open(path).schema_arrow, extra)
+
+
+def _check_columns(path: Path, schema: pa.Schema, extra: Sequence[str]) -> list[str]:
+    """The columns of groups.parquet in the layout's order."""
+    expected = {**GROUP_COLUMNS, **dict.fromkeys(extra, "string")}
+    absent = [name for name in expected if name not in schema.names]
+    if absent:
+        raise DataError(f"{path}: columns absent: {', '.join(absent)}; the layout has {', '.join(expected)}")
+    unknown = [name for name in schema.names if name not in expected]
+    if unknown:
+        raise DataError(
+            f"{path}: columns unknown to the layout: {', '.join(unknown)}; drop them, or move them to users"
+        )
+    for name, kind in expected.items():
+        actual = schema.field(name).type
+        if not _CHECKS[kind](actual):
+            raise DataError(f"{path}: column {name} is {actual}, want {kind}; convert it and write the file again")
+    return list(expected)
+
+
 def write_table(path: Path | str, frame: pd.DataFrame) -> None:
     """Write users or groups as parquet with the layout's types, whole or not at all."""
+    table = pa.Table.from_pandas(frame, schema=_schema(frame), preserve_index=False)
+    write_rows(path, table.schema, table.to_batches(max_chunksize=1 << 20))
+
+
+def write_rows(path: Path | str, schema: pa.Schema, batches: Iterable[pa.RecordBatch | pa.Table]) -> None:
+    """Write a parquet file as its rows come, a row group a batch, whole or not at all.
+
+    Raises:
+        DataError: the disk is full or the folder cannot be written to.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        pq.write_table(pa.Table.from_pandas(frame, schema=_schema(frame), preserve_index=False), temporary)
+        with pq.ParquetWriter(temporary, schema) as writer:
+            for batch in batches:
+                writer.write(batch)
         os.replace(temporary, path)
     except OSError as error:
         raise _disk_error(path, error) from error
@@ -177,17 +217,31 @@ def write_dataset(
     Raises:
         DataError: `root` holds files already, an image id cannot be a file name, or the disk is full.
     """
+    with new_folder(root, replace) as built:
+        write_table(built / "users.parquet", users)
+        write_table(built / "groups.parquet", groups)
+        with ImageWriter(built / "images") as writer:
+            for batch in _batched(images):
+                writer.write(batch)
+        for name, data in (beside or {}).items():
+            (built / name).write_bytes(data)
+
+
+@contextmanager
+def new_folder(root: Path | str, replace: bool = False) -> Iterator[Path]:
+    """A folder to build a dataset in, moved to `root` in one step if the block ends well, and removed if not.
+
+    Raises:
+        DataError: `root` holds files already and is not to be replaced, or the disk is full.
+    """
     root = Path(root).absolute()
     if root.exists() and (not root.is_dir() or any(root.iterdir())) and not replace:
         raise DataError(f"{root}: holds files already; choose an empty folder, or ask for the dataset to be replaced")
     built = root.with_name(f".{root.name}.{os.getpid()}.part")
     shutil.rmtree(built, ignore_errors=True)
     try:
-        write_table(built / "users.parquet", users)
-        write_table(built / "groups.parquet", groups)
-        _write_images(built / "images", images)
-        for name, data in (beside or {}).items():
-            (built / name).write_bytes(data)
+        built.mkdir(parents=True)
+        yield built
         _put_in_place(built, root)
     except OSError as error:
         raise _disk_error(root, error) from error
@@ -209,43 +263,63 @@ def _put_in_place(built: Path, root: Path) -> None:
     shutil.rmtree(old)
 
 
-def _write_images(folder: Path, images: Iterable[tuple[str, bytes]]) -> None:
-    folder.mkdir(parents=True)
+class ImageWriter:
+    """Writes images/part-*.parquet as pictures come; a part ends after 8192 pictures or 256 MiB."""
+
     schema = pa.schema([("image_id", pa.string()), ("image", pa.binary())])
-    ids: list[str] = []
-    data: list[bytes] = []
-    part = 0
 
-    def flush() -> None:
-        # encoded pictures do not compress again
-        table = pa.table({"image_id": ids, "image": data}, schema=schema)
-        pq.write_table(table, folder / f"part-{part:05d}.parquet", compression="none", row_group_size=1024)
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        self._folder = folder
+        self._parts = self._rows = self._bytes = 0
+        self._file: pq.ParquetWriter | None = None
 
-    for image_id, encoded in images:
-        if not is_safe_id(image_id):
-            raise DataError(f"image id {image_id[:80]!r} cannot be a file name; use letters, digits, '_', '-' and '.'")
-        ids.append(image_id)
-        data.append(encoded)
-        if len(ids) == _IMAGES_PER_PART:
-            flush()
-            part, ids, data = part + 1, [], []
-    if ids or part == 0:
-        flush()
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Add pictures: columns image_id and image, a row group."""
+        if self._file is None:
+            # encoded pictures do not compress again
+            path = self._folder / f"part-{self._parts:05d}.parquet"
+            self._file = pq.ParquetWriter(path, self.schema, compression="none", use_dictionary=False)
+            self._parts, self._rows, self._bytes = self._parts + 1, 0, 0
+        self._file.write_batch(batch)
+        self._rows += batch.num_rows
+        self._bytes += batch.nbytes
+        if self._rows >= _IMAGES_PER_PART or self._bytes >= _BYTES_PER_PART:
+            self._end_part()
+
+    def _end_part(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._parts == 0 and error[0] is None:
+            self.write(pa.RecordBatch.from_pylist([], schema=self.schema))
+        self._end_part()
+
+
+def _batched(images: Iterable[tuple[str, bytes]]) -> Iterator[pa.RecordBatch]:
+    rows = iter(images)
+    while chunk := list(islice(rows, _IMAGES_PER_GROUP)):
+        for image_id, _ in chunk:
+            if not is_safe_id(image_id):
+                raise DataError(
+                    f"image id {image_id[:80]!r} cannot be a file name; use letters, digits, '_', '-' and '.'"
+                )
+        ids, data = zip(*chunk, strict=True)
+        yield pa.record_batch({"image_id": pa.array(ids), "image": pa.array(data, pa.binary())}, ImageWriter.schema)
 
 
 def _schema(frame: pd.DataFrame) -> pa.Schema:
     """The layout's types for known columns, what pyarrow infers for the rest (features)."""
-    known = {
-        "string": pa.string(),
-        "timestamp": pa.timestamp("ms"),
-        "list of string": pa.list_(pa.string()),
-        "list of bool": pa.list_(pa.bool_()),
-    }
     # a feature of users may carry the name of a groups' column, and keeps its own type
     fixed = GROUP_COLUMNS if set(GROUP_COLUMNS) <= set(frame.columns) else {"record_id": "string", "user_id": "string"}
     inferred = pa.Schema.from_pandas(frame, preserve_index=False)
     return pa.schema(
-        [(field.name, known[fixed[field.name]] if field.name in fixed else _plain(field.type)) for field in inferred]
+        [(field.name, _STORED[fixed[field.name]] if field.name in fixed else _plain(field.type)) for field in inferred]
     )
 
 
@@ -255,12 +329,20 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 
 def read_parquet(path: Path) -> pa.Table:
     """A parquet file, whatever its columns."""
+    with _open(path) as file:
+        try:
+            return file.read()
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"{path}: not a readable parquet file ({error})") from None
+
+
+def _open(path: Path) -> pq.ParquetFile:
     if not path.exists():
         raise DataError(
             f"{path}: no such file; a dataset folder holds users.parquet, groups.parquet, images/part-*.parquet"
         )
     try:
-        return pq.ParquetFile(path).read()
+        return pq.ParquetFile(path)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path}: not a readable parquet file ({error})") from None
 

@@ -30,12 +30,14 @@ __all__ = [
     "encode_png",
     "is_safe_id",
     "read_part",
+    "stored_fault",
 ]
 
 MAX_PIXELS = 50_000_000
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 _SAFE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,199}")
 _OPEN_PARTS = 4
+_ADDRESS = re.compile(r"<(_io\.BytesIO|pyarrow\.lib\.BufferReader)[^>]*>")  # Pillow names what it reads by its address
 
 
 def is_safe_id(image_id: str) -> bool:
@@ -74,6 +76,37 @@ def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.
         ) from None
     size = "far more" if pixels is None else f"{pixels:,}"
     raise DataError(f"image {name!r}: {size} pixels, the limit is {max_pixels:,}; scale it down before the upload")
+
+
+def stored_fault(data: pa.Buffer, max_pixels: int = MAX_PIXELS) -> str | None:
+    """Why an encoded picture is not whole, told without decoding it where that can be done; None if it is.
+
+    The header is read, and JPEG, PNG and WebP must end as they should; what does not, and other formats, are decoded.
+    """
+    try:
+        if _ends_well(data):
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                header = Image.open(pa.BufferReader(data), formats=FORMATS)
+            if header.width * header.height <= max_pixels:
+                return None
+        decode_image(data.to_pybytes(), "", max_pixels)
+    except (
+        DataError, OSError, ValueError, SyntaxError, EOFError, KeyError, TypeError, struct.error, OverflowError,
+        Image.DecompressionBombError, Image.DecompressionBombWarning,
+    ) as error:  # fmt: skip
+        return _ADDRESS.sub("them", str(error).removeprefix("image '': "))
+    return None
+
+
+def _ends_well(data: pa.Buffer) -> bool:
+    """Whether a JPEG, PNG or WebP picture is as long as it says."""
+    head, tail = bytes(memoryview(data)[:12]), bytes(memoryview(data)[-32:])
+    if head.startswith(b"\xff\xd8"):
+        return b"\xff\xd9" in tail
+    if head.startswith(b"\x89PNG"):
+        return b"IEND\xaeB`\x82" in tail
+    return head[:4] == b"RIFF" and head[8:12] == b"WEBP" and int.from_bytes(head[4:8], "little") + 8 <= data.size
 
 
 def _rgb(image: Image.Image, name: str) -> Image.Image:

@@ -15,7 +15,7 @@ from flows.cli_headline import print_headline
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMMANDS = [
     "retrain", "stage", "schedule", "report", "compare", "score", "generate", "promote", "rollback", "history",
-    "doctor", "ui", "data sample", "data validate", "data describe",
+    "doctor", "ui", "data sample", "data import-pickapic", "data validate", "data describe",
 ]  # fmt: skip
 
 

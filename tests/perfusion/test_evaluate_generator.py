@@ -285,9 +285,9 @@ def test_the_champion_is_redrawn_on_the_challengers_items_and_judged_by_both(wor
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """A small marketplace, its split, and untrained tiny twins of every model, saved as the stages save them."""
+    from benchmarks.pandas_reference import split_records
     from perfusion.config import ClipConfig, DiffusionConfig, RewardConfig
     from perfusion.data import load_tables, read_dataset, write_table
-    from perfusion.data.splitting import split_records
     from perfusion.generation import DiffusionBackbone, PatchCodec, PerFusionPipeline, PersonalAdaptiveNetwork
     from perfusion.generation.backbone import build_scheduler, build_unet
     from perfusion.generation.pretrain import save_backbone

