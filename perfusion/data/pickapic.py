@@ -28,7 +28,7 @@ from perfusion.data.leakage import leakage
 from perfusion.data.pictures import stored_fault
 from perfusion.data.query import database
 from perfusion.errors import DataError
-from perfusion.loop import Progress
+from perfusion.progress import Progress
 
 __all__ = ["RULES", "Rule", "import_pickapic"]
 
