@@ -113,7 +113,7 @@ def pictures(
         if name == "student":
             return PipelineArm(PerFusionPipeline.from_pretrained(student), personal=True)
         if name == "bfloat16":
-            half = PerFusionPipeline.from_pretrained(work / "generator", torch_dtype=torch.bfloat16)
+            half = PerFusionPipeline.from_pretrained(work / "generator", dtype=torch.bfloat16)
             return PipelineArm(half, personal=True)
         call = dict(OPTIONS.get(name, {}))
         return PipelineArm(pipe, name != "blind", call.pop("num_inference_steps", None), call)
