@@ -15,7 +15,7 @@ from tasks import stages
 
 TOOLS = {"prefect", "mlflow", "dvc", "great_expectations"}
 LEARNING = {"torch", "torchvision", "transformers", "diffusers", "accelerate", "open_clip", "sklearn"}
-HEAVY = TOOLS | LEARNING | {"pandas", "numpy", "scipy", "pyarrow", "matplotlib", "pydantic", "sqlalchemy"}
+HEAVY = TOOLS | LEARNING | {"pandas", "polars", "duckdb", "numpy", "scipy", "pyarrow", "matplotlib", "sqlalchemy"}
 
 
 def loaded_by(script: str) -> set[str]:
