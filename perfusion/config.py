@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from perfusion.errors import ConfigError
 
-__all__ = ["OptimiserConfig", "Params", "Section", "load_params"]
+__all__ = ["PLAIN", "ComputeConfig", "OptimiserConfig", "Params", "Section", "load_params"]
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -44,6 +44,25 @@ class OptimiserConfig(Section):
     ema_decay: Share = Field(0.999, description="decay of averaged weights, where a stage keeps them")
     checkpoint_seconds: Positive = Field(30.0, description="seconds between resumable states")
     log_every: Count = Field(10, description="steps between logged metrics")
+
+
+class ComputeConfig(Section):
+    """How trainings compute; the defaults change no number on a CPU, and every switch is tested against them."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto is CUDA where there is one")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32",
+        description="of products and convolutions, by autocast; weights stay float32. fp16: CUDA only",
+    )
+    gradient_checkpointing: bool = Field(False, description="keep block inputs only, compute the rest twice")
+    channels_last: bool = Field(False, description="memory format of the networks' weights and pictures")
+    compile: bool = Field(False, description="torch.compile of each block; a minute or more before the first step")
+    attention: Literal["auto", "sdpa", "xformers", "math"] = Field(
+        "auto", description="kernels of the U-Net's attention; auto is xformers where installed with CUDA, else sdpa"
+    )
+
+
+PLAIN = ComputeConfig()
 
 
 class DataConfig(Section):
@@ -189,6 +208,8 @@ class EncodeConfig(Section):
 
     batch_images: Count = 256
     orders: Count = Field(4, description="shuffled orders of its phrases in which a prompt is encoded (Sec. 6.4)")
+    flip: bool = Field(False, description="encode mirrored pictures too; training then draws one or the other")
+    dtype: Literal["float32", "float16"] = Field("float32", description="on disk; float16 is half as large")
 
 
 class PreferenceConfig(Section):
@@ -298,6 +319,7 @@ class Params(Section):
     )
     seed: int = 0
     threads: Count = Field(1, description="torch threads per process")
+    compute: ComputeConfig = PLAIN
     data: DataConfig = DataConfig()
     clip: ClipConfig = ClipConfig()
     pickscore: PickScoreConfig = PickScoreConfig()

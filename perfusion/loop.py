@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from perfusion.checkpoint import load_training_state, save_training_state
-from perfusion.config import OptimiserConfig
+from perfusion.compute import Compute
+from perfusion.config import PLAIN, ComputeConfig, OptimiserConfig
 from perfusion.errors import DivergenceError
 from perfusion.optimiser import build_optimisers
 from perfusion.progress import Progress
@@ -36,6 +37,7 @@ class TrainingRun:
         seed: root seed of the run.
         state_dir: folder of the resumable state; None trains without one.
         key: `run_key` of all that the run depends on; a state with another key is ignored.
+        compute: device, precision and the like, for the trainings that heed it.
         on_metrics: called with (step, metrics) every `log_every` steps and at the last one.
         on_sample: called with the step after it completed, at `sample_steps`; may be slow.
         on_pictures: called with (step, uint8 pictures (n, 3, S, S)) by trainings that draw samples at `sample_steps`.
@@ -45,6 +47,7 @@ class TrainingRun:
     seed: int
     state_dir: Path | None = None
     key: str = ""
+    compute: ComputeConfig = PLAIN
     on_metrics: Callable[[int, Metrics], None] | None = None
     on_sample: Callable[[int], None] | None = None
     on_pictures: Callable[[int, Tensor], None] | None = None
@@ -91,8 +94,9 @@ def train(
     trainable = [p for module in modules.values() for p in module.parameters() if p.requires_grad]
     optimisers = build_optimisers(trainable, config, groups)
     base_rates = [group["lr"] for optimiser in optimisers for group in optimiser.param_groups]
+    scaler = Compute(run.compute).scaler()
     state_file = run.state_dir / f"{run.name}.pt" if run.state_dir is not None else None
-    start, metrics = _resume(state_file, run, modules, optimisers, ema)
+    start, metrics = _resume(state_file, run, modules, optimisers, scaler, ema)
     stepped = [group for optimiser in optimisers for group in optimiser.param_groups]  # loading a state makes new ones
     progress = Progress(run.name, config.steps, start)
     if start:
@@ -112,10 +116,13 @@ def train(
                     f"{run.name}: loss is {loss.item()} at step {step}; "
                     f"lower {run.name}.optimiser.lr (now {config.lr:g})"
                 )
-            (loss / config.accumulate).backward()
+            scaler.scale(loss / config.accumulate).backward()
+        for optimiser in optimisers:
+            scaler.unscale_(optimiser)
         norm = nn.utils.clip_grad_norm_(trainable, config.grad_clip)
         for optimiser in optimisers:
-            optimiser.step()
+            scaler.step(optimiser)  # not taken where a float16 gradient has overflowed: the scale is lowered instead
+        scaler.update()
         _follow(ema, modules, config.ema_decay, step)
         done = step + 1
         metrics = {"loss": loss.item(), **metrics, "grad_norm": norm.item(), "lr": config.lr * factor}
@@ -125,7 +132,7 @@ def train(
         if run.on_sample is not None and done in run.sample_steps:
             run.on_sample(done)
         if state_file is not None and (time.monotonic() - saved > config.checkpoint_seconds or done == config.steps):
-            _save(state_file, run, modules, optimisers, ema, done, metrics)
+            _save(state_file, run, modules, optimisers, scaler, ema, done, metrics)
             saved = time.monotonic()
     return metrics
 
@@ -138,7 +145,7 @@ def _trainable_state(module: nn.Module) -> dict[str, Tensor]:
 
 def _save(
     file: Path, run: TrainingRun, modules: Mapping[str, nn.Module], optimisers: Sequence[torch.optim.Optimizer],
-    ema: Mapping[str, nn.Module] | None, step: int, metrics: Metrics,
+    scaler: torch.amp.GradScaler, ema: Mapping[str, nn.Module] | None, step: int, metrics: Metrics,
 ) -> None:  # fmt: skip
     save_training_state(
         file,
@@ -148,6 +155,7 @@ def _save(
             "metrics": metrics,
             "modules": {name: _trainable_state(module) for name, module in modules.items()},
             "optimisers": [optimiser.state_dict() for optimiser in optimisers],
+            "scaler": scaler.state_dict(),
             "ema": {name: module.state_dict() for name, module in (ema or {}).items()},
         },
     )
@@ -155,7 +163,7 @@ def _save(
 
 def _resume(
     file: Path | None, run: TrainingRun, modules: Mapping[str, nn.Module], optimisers: Sequence[torch.optim.Optimizer],
-    ema: Mapping[str, nn.Module] | None,
+    scaler: torch.amp.GradScaler, ema: Mapping[str, nn.Module] | None,
 ) -> tuple[int, Metrics]:  # fmt: skip
     state = load_training_state(file, run.key) if file is not None else None
     if state is None:
@@ -167,6 +175,7 @@ def _resume(
             raise DivergenceError(f"{file}: state does not fit {name}: missing {trainable_missing}, extra {unexpected}")
     for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
         optimiser.load_state_dict(saved)
+    scaler.load_state_dict(state["scaler"])
     for name, module in (ema or {}).items():
         module.load_state_dict(state["ema"][name])
     return int(state["step"]), dict(state["metrics"])

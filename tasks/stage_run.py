@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from perfusion.checkpoint import atomic_write, run_key
-from perfusion.config import OptimiserConfig, Params
+from perfusion.config import PLAIN, ComputeConfig, OptimiserConfig, Params
 from perfusion.errors import ConfigError
 from tasks.livelog import LiveLog
 from tasks.workspace import Workspace
@@ -52,7 +52,7 @@ class StageRun:
     def state(self) -> Path:
         return self.workspace.state / self.name
 
-    def training(self, name: str, optimiser: OptimiserConfig) -> TrainingRun:
+    def training(self, name: str, optimiser: OptimiserConfig, compute: ComputeConfig = PLAIN) -> TrainingRun:
         """A resumable training run whose metrics and sample pictures go to the stage's live log."""
         from perfusion.loop import TrainingRun
 
@@ -69,8 +69,8 @@ class StageRun:
 
         sample_steps = frozenset(max(1, steps * part // SAMPLES) for part in range(1, SAMPLES + 1))
         return TrainingRun(
-            name=name, seed=self.params.seed, state_dir=self.state, key=self.key, on_metrics=on_metrics,
-            on_pictures=on_pictures, sample_steps=sample_steps,
+            name=name, seed=self.params.seed, state_dir=self.state, key=self.key, compute=compute,
+            on_metrics=on_metrics, on_pictures=on_pictures, sample_steps=sample_steps,
         )  # fmt: skip
 
 

@@ -122,7 +122,8 @@ def encode(run: StageRun) -> Metrics:
     from perfusion.generation import encode as encode_tables
 
     with whole(run.workspace.encode) as (out,):
-        return encode_tables(_tables(run), run.workspace.diffusion, run.params.encode, out, run.params.seed)
+        params = run.params
+        return encode_tables(_tables(run), run.workspace.diffusion, params.encode, out, params.seed, params.compute)
 
 
 def dpo(run: StageRun) -> Metrics:
@@ -131,7 +132,7 @@ def dpo(run: StageRun) -> Metrics:
 
     paths, config = run.workspace, run.params.dpo
     with whole(paths.dpo) as (out,):
-        training = run.training("dpo", config.optimiser)
+        training = run.training("dpo", config.optimiser, run.params.compute)
         return train_dpo(_tables(run), paths.encode, paths.diffusion, config, out, training)
 
 
@@ -141,7 +142,7 @@ def sft(run: StageRun) -> Metrics:
 
     paths, config = run.workspace, run.params.sft
     with whole(paths.sft) as (out,):
-        training = run.training("sft", config.optimiser)
+        training = run.training("sft", config.optimiser, run.params.compute)
         return train_sft(_tables(run), paths.encode, paths.diffusion, config, out, training)
 
 
@@ -151,7 +152,8 @@ def generator(run: StageRun) -> Metrics:
 
     paths, config = run.workspace, run.params.generator
     with whole(paths.generator) as (out,):
-        training, sampling = run.training("generator", config.optimiser), run.params.diffusion.sampling
+        training = run.training("generator", config.optimiser, run.params.compute)
+        sampling = run.params.diffusion.sampling
         return train_generator(_tables(run), paths.encode, paths.diffusion, paths.dpo, config, sampling, out, training)
 
 

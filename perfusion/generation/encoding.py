@@ -1,6 +1,7 @@
 """What never changes during preference training, computed once: latents of all pictures, conditions of all prompts.
 
-Legend: M pictures, P distinct prompts, O orders of a prompt's phrases, T tokens, D width, (C, H, W) a latent.
+Legend: M pictures, V views of a picture (as it is, mirrored), P distinct prompts, O orders of a prompt's phrases,
+T tokens, D width, (C, H, W) a latent.
 """
 
 from __future__ import annotations
@@ -16,16 +17,18 @@ import torch
 from torch import Tensor
 
 from perfusion.checkpoint import atomic_write
-from perfusion.config import EncodeConfig
+from perfusion.compute import pick_device
+from perfusion.config import PLAIN, ComputeConfig, EncodeConfig
 from perfusion.data import GroupTable, shuffle_phrases
 from perfusion.errors import DataError
-from perfusion.generation.backbone import load_backbone
+from perfusion.generation.backbone import DiffusionBackbone, load_backbone
 from perfusion.generation.codec import to_unit
 from perfusion.generation.text import embed_prompts
 from perfusion.seeding import generator_for
 
 __all__ = ["EncodedData", "encode", "open_encoded"]
 
+_PROMPTS = 256  # encoded at a time
 _NEGLIGIBLE = 1e-5  # a codec whose posterior is narrower has no spread worth keeping
 
 
@@ -34,9 +37,9 @@ class EncodedData:
     """Memory-mapped latents and conditions.
 
     Attributes:
-        mean: (M, C, H, W) float32, in the denoiser's units.
+        mean: (M, V, C, H, W), in the denoiser's units.
         std: the same shape, the codec's posterior spread; None where the codec is deterministic.
-        contexts: (P, O, T, D) float32.
+        contexts: (P, O, T, D).
         prompts: prompt -> its row of `contexts`.
     """
 
@@ -45,15 +48,21 @@ class EncodedData:
     contexts: np.ndarray
     prompts: Mapping[str, int]
 
-    def latents(self, rows: Tensor) -> Tensor:
-        """Latents of pictures `rows` (n,), drawn from the codec's posterior with torch's global generator."""
-        z = torch.from_numpy(self.mean[rows.numpy()])
+    def draw_views(self, count: int) -> Tensor:
+        """Which view of a picture to take (count,), uniformly with torch's global generator where there are several."""
+        views = self.mean.shape[1]
+        return torch.randint(views, (count,)) if views > 1 else torch.zeros(count, dtype=torch.long)
+
+    def latents(self, rows: Tensor, views: Tensor) -> Tensor:
+        """float32 latents of pictures `rows` (n,) in `views` (n,), drawn from the codec's posterior."""
+        at = rows.numpy(), views.numpy()
+        z = torch.from_numpy(self.mean[at]).float()
         if self.std is not None:
-            z = z + torch.from_numpy(self.std[rows.numpy()]) * torch.randn_like(z)
+            z = z + torch.from_numpy(self.std[at]).float() * torch.randn_like(z)
         return z
 
     def conditions(self, prompts: Sequence[str]) -> Tensor:
-        """Conditions (n, T, D) of prompts, each in one of its encoded orders at random.
+        """float32 conditions (n, T, D) of prompts, each in one of its encoded orders at random.
 
         Raises:
             DataError: a prompt was not encoded.
@@ -63,13 +72,14 @@ class EncodedData:
             raise DataError(f"prompt {absent[0]!r} was not encoded: run the encode stage on these groups again")
         rows = np.array([self.prompts[prompt] for prompt in prompts])
         orders = torch.randint(self.contexts.shape[1], (len(rows),)).numpy()
-        return torch.from_numpy(self.contexts[rows, orders])
+        return torch.from_numpy(self.contexts[rows, orders]).float()
 
 
 @torch.no_grad()
 def encode(
-    tables: Mapping[str, GroupTable], diffusion_dir: Path, config: EncodeConfig, out: Path, seed: int = 0
-) -> dict[str, float]:
+    tables: Mapping[str, GroupTable], diffusion_dir: Path, config: EncodeConfig, out: Path, seed: int = 0,
+    compute: ComputeConfig = PLAIN,
+) -> dict[str, float]:  # fmt: skip
     """Encode every picture and prompt of the tables with a frozen backbone.
 
     Args:
@@ -77,39 +87,74 @@ def encode(
         diffusion_dir: the backbone.
         out: folder to write (mean.npy, std.npy where the codec has spread, contexts.npy, index.json).
         seed: of the phrase orders.
+        compute: its device; encoding is float32 always.
 
     Returns:
         Counts and the latents' standard deviation.
     """
     backbone = load_backbone(diffusion_dir)
+    device = pick_device(compute.device)
+    parts: tuple[torch.nn.Module, ...] = (backbone.vae, backbone.text_encoder)
+    for part in parts:
+        part.to(device)
     table = next(iter(tables.values()))
     out.mkdir(parents=True, exist_ok=True)
+    spread = _encode_pictures(backbone, table.pixels, config, out)
+    prompts = sorted({prompt for part in tables.values() for prompt in part.prompts})
+    _encode_prompts(backbone, prompts, config, out, seed)
+    index = {"pictures": len(table.pixels), "names": _digest(table.image_ids), "prompts": prompts}
+    atomic_write(out / "index.json", json.dumps(index, ensure_ascii=False).encode())
+    return {"pictures": len(table.pixels), "prompts": len(prompts), "latent_std": spread}
+
+
+def _encode_pictures(backbone: DiffusionBackbone, pixels: Tensor, config: EncodeConfig, out: Path) -> float:
+    """mean.npy, and std.npy where the codec has spread, batch by batch; returns the standard deviation of some means.
+
+    Raises:
+        DataError: there are no pictures.
+    """
+    if not len(pixels):
+        raise DataError("no pictures to encode: the split holds no training groups")
     scale = backbone.vae.config.scaling_factor
     mean: np.memmap | None = None
     std: np.memmap | None = None
-    for start in range(0, len(table.pixels), config.batch_images):
-        posterior = backbone.vae.encode(to_unit(table.pixels[start : start + config.batch_images])).latent_dist
+    for start in range(0, len(pixels), config.batch_images):
+        batch = to_unit(pixels[start : start + config.batch_images].to(backbone.vae.device))
+        views = [batch, batch.flip(-1)] if config.flip else [batch]
+        posteriors = [backbone.vae.encode(view).latent_dist for view in views]
         if mean is None:
-            shape = (len(table.pixels), *posterior.mean.shape[1:])
-            mean = np.lib.format.open_memmap(out / "mean.npy", mode="w+", dtype=np.float32, shape=shape)
-            if float(posterior.std.max()) * scale > _NEGLIGIBLE:
-                std = np.lib.format.open_memmap(out / "std.npy", mode="w+", dtype=np.float32, shape=shape)
-        mean[start : start + len(posterior.mean)] = (posterior.mean * scale).float().numpy()
+            shape = (len(pixels), len(views), *posteriors[0].mean.shape[1:])
+            mean = _create(out / "mean.npy", shape, config)
+            if float(posteriors[0].std.max()) * scale > _NEGLIGIBLE:
+                std = _create(out / "std.npy", shape, config)
+        rows = slice(start, start + len(batch))
+        mean[rows] = torch.stack([posterior.mean * scale for posterior in posteriors], 1).cpu().numpy()
         if std is not None:
-            std[start : start + len(posterior.mean)] = (posterior.std * scale).float().numpy()
-    if mean is None:
-        raise DataError("no pictures to encode: the split holds no training groups")
-    prompts = sorted({prompt for part in tables.values() for prompt in part.prompts})
-    written = [shuffle_phrases(p, generator_for(seed, "orders", p, i)) for p in prompts for i in range(config.orders)]
-    contexts = embed_prompts(backbone.tokenizer, backbone.text_encoder, written)
-    np.save(out / "contexts.npy", contexts.unflatten(0, (len(prompts), config.orders)).float().numpy())
+            std[rows] = torch.stack([posterior.std * scale for posterior in posteriors], 1).cpu().numpy()
+    assert mean is not None
     for array in (mean, std):
         if array is not None:
             array.flush()
-    spread = float(torch.from_numpy(mean[:1024]).std())
-    index = {"pictures": len(mean), "names": _digest(table.image_ids), "prompts": prompts}
-    atomic_write(out / "index.json", json.dumps(index, ensure_ascii=False).encode())
-    return {"pictures": len(mean), "prompts": len(prompts), "latent_std": spread}
+    return float(torch.from_numpy(mean[:1024, 0]).float().std())
+
+
+def _encode_prompts(
+    backbone: DiffusionBackbone, prompts: Sequence[str], config: EncodeConfig, out: Path, seed: int
+) -> None:
+    """contexts.npy, batch by batch: every prompt in several orders of its phrases."""
+    written = [shuffle_phrases(p, generator_for(seed, "orders", p, i)) for p in prompts for i in range(config.orders)]
+    contexts: np.memmap | None = None
+    for start in range(0, len(written), _PROMPTS):
+        part = embed_prompts(backbone.tokenizer, backbone.text_encoder, written[start : start + _PROMPTS])
+        if contexts is None:
+            contexts = _create(out / "contexts.npy", (len(prompts), config.orders, *part.shape[1:]), config)
+        contexts.reshape(-1, *part.shape[1:])[start : start + len(part)] = part.cpu().numpy()
+    assert contexts is not None
+    contexts.flush()
+
+
+def _create(file: Path, shape: tuple[int, ...], config: EncodeConfig) -> np.memmap:
+    return np.lib.format.open_memmap(file, mode="w+", dtype=config.dtype, shape=shape)
 
 
 def open_encoded(folder: Path, table: GroupTable) -> EncodedData:

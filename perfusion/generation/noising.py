@@ -55,5 +55,5 @@ def beta_at(scheduler: DDIMScheduler, t: Tensor, beta: float, pivot: float | Non
     beta that moves anything there lets the rest run away.
     """
     if pivot is None:
-        return torch.full(t.shape, beta)
+        return torch.full(t.shape, beta, device=t.device)
     return beta * (signal_to_noise(scheduler, t) / pivot).clamp(floor, 1.0)

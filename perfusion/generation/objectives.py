@@ -5,50 +5,40 @@ Legend: B groups, N candidates of the largest one, V valid candidates of the bat
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers import DDIMScheduler
 from torch import Tensor
 
 from perfusion.config import GeneratorConfig, PreferenceConfig
 from perfusion.data import GroupTable
 from perfusion.generation.encoding import EncodedData
 from perfusion.generation.noising import beta_at, prediction_target, sample_timesteps
-from perfusion.generation.pan import PersonalAdaptiveNetwork
 from perfusion.generation.preference import (
     denoising_error,
     group_preference_loss,
     pairwise_preference_loss,
     reference_gap,
 )
-from perfusion.generation.split import decode, encode
 
 __all__ = [
     "GroupBatch",
-    "Predictor",
     "draw_groups",
     "implicit_accuracy",
-    "predict_from_decoder",
-    "predict_from_pan",
-    "predict_from_unet",
     "preference_loss",
     "spread_errors",
 ]
-
-Predictor = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(z_t (R, C, H, W), t (R,), context (R, T, D), users (R, F)) -> predictions of (policy, reference)."""
 
 
 @dataclass(frozen=True)
 class GroupBatch:
     """Noised groups, flattened to their valid candidates; R rows go through the network.
 
-    All candidates of a group share one noise level and one noise. At the last level of a schedule that ends in pure
-    noise nothing of the picture is left in its noised latent, so the candidates share that too: one row serves them all
-    (an exact saving). Everywhere else R = V.
+    All candidates of a group share one noise level, one noise and, where pictures are mirrored, one side. At the last
+    level of a schedule that ends in pure noise nothing of the picture is left in its noised latent, so the candidates
+    share that too: one row serves them all (an exact saving). Everywhere else R = V.
 
     Attributes:
         noised: (R, C, H, W); t: (R,) noise levels; context: (R, T, D); users: (R, F).
@@ -70,6 +60,10 @@ class GroupBatch:
     picked: Tensor
     valid: Tensor
 
+    def to(self, device: torch.device) -> GroupBatch:
+        """The batch on a device. It is drawn on the CPU, so that every device sees the same one."""
+        return GroupBatch(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+
 
 def draw_groups(
     rows: Tensor, table: GroupTable, data: EncodedData, scheduler: DDIMScheduler, config: PreferenceConfig,
@@ -87,11 +81,11 @@ def draw_groups(
     if pairs:
         chosen = torch.stack([_choose(picked & valid), _choose(~picked & valid)], dim=1)  # (B, 2)
         valid, picked, images = (x.gather(1, chosen) for x in (valid, picked, images))
-    z = data.latents(images[valid])
+    group = torch.arange(len(rows))[:, None].expand_as(valid)[valid]  # (V,)
+    z = data.latents(images[valid], data.draw_views(len(rows))[group])
     last = scheduler.config.num_train_timesteps - 1
     t_group = sample_timesteps(len(rows), config.timestep_ranges)
     t_group[len(rows) - config.terminal_groups :] = last
-    group = torch.arange(len(rows))[:, None].expand_as(valid)[valid]  # (V,)
     noise = torch.randn(len(rows), *z.shape[1:])[group]
     context = data.conditions([table.prompts[row] for row in rows.tolist()])
     row, first = _shared_rows(group, (scheduler.alphas_cumprod[t_group] == 0.0)[group] & share)
@@ -110,44 +104,9 @@ def _shared_rows(group: Tensor, shared: Tensor) -> tuple[Tensor, Tensor]:
     return new.long().cumsum(0) - 1, new.nonzero().squeeze(1)
 
 
-def predict_from_unet(policy: UNet2DConditionModel, reference: UNet2DConditionModel) -> Predictor:
-    """Every weight of the policy trains; the reference is a second network."""
-
-    def predict(z: Tensor, t: Tensor, context: Tensor, users: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
-            from_reference = reference(z, t, context).sample
-        return policy(z, t, context).sample, from_reference
-
-    return predict
-
-
-def predict_from_decoder(policy: UNet2DConditionModel, reference: UNet2DConditionModel) -> Predictor:
-    """Only the policy's decoder trains: the encoder they share runs once, without gradient."""
-
-    def predict(z: Tensor, t: Tensor, context: Tensor, users: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
-            encoded = encode(reference, z, t, context)
-            from_reference = decode(reference, encoded)
-        return decode(policy, encoded), from_reference
-
-    return predict
-
-
-def predict_from_pan(pan: PersonalAdaptiveNetwork, unet: UNet2DConditionModel) -> Predictor:
-    """The adaptive network on a frozen U-Net, which without it is the reference: no second copy, one encoder pass."""
-
-    def predict(z: Tensor, t: Tensor, context: Tensor, users: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
-            encoded = encode(unet, z, t, context)
-            from_reference = decode(unet, encoded)
-        return decode(unet, encoded, pan(z, t, context, pan.user_map(users))), from_reference
-
-    return predict
-
-
 def spread_errors(batch: GroupBatch, prediction: Tensor) -> Tensor:
     """Denoising errors by group: predictions (R, C, H, W) -> (B, N), 0 where there is no candidate."""
-    errors = torch.zeros(batch.valid.shape, dtype=prediction.dtype)
+    errors = torch.zeros(batch.valid.shape, dtype=prediction.dtype, device=prediction.device)
     return errors.masked_scatter(batch.valid, denoising_error(batch.target, prediction[batch.row]))
 
 

@@ -42,6 +42,8 @@ class PersonalAdaptiveNetwork(ModelMixin, ConfigMixin):
         min_timestep: below this noise level the network says nothing and need not be run; 0 in the paper.
     """
 
+    _supports_gradient_checkpointing = True
+
     @register_to_config
     def __init__(
         self,

@@ -35,24 +35,17 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
+from perfusion.compute import Compute
 from perfusion.config import GeneratorConfig, OptimiserConfig, PreferenceConfig, SamplingConfig
 from perfusion.data import GroupTable
 from perfusion.errors import ConfigError, DataError, DivergenceError
 from perfusion.generation.backbone import DiffusionBackbone, load_backbone, load_unet
 from perfusion.generation.encoding import EncodedData, open_encoded
 from perfusion.generation.noising import error_weight, prediction_target, sample_timesteps
-from perfusion.generation.objectives import (
-    GroupBatch,
-    Predictor,
-    draw_groups,
-    measure,
-    predict_from_decoder,
-    predict_from_pan,
-    predict_from_unet,
-    preference_loss,
-)
+from perfusion.generation.objectives import GroupBatch, draw_groups, measure, preference_loss
 from perfusion.generation.pan import PersonalAdaptiveNetwork
 from perfusion.generation.pipeline import PerFusionPipeline
+from perfusion.generation.predictors import Predictor, predict_from_decoder, predict_from_pan, predict_from_unet
 from perfusion.generation.preference import BETA_CONVENTION, denoising_error
 from perfusion.loop import TrainingRun, train
 from perfusion.seeding import generator_for
@@ -72,27 +65,32 @@ def train_sft(
 
     A batch holds `batch_groups` picked pictures.
     """
+    compute = Compute(run.compute)
     table, data = tables["train"], open_encoded(encoded_dir, tables["train"])
     backbone = load_backbone(diffusion_dir)
     group, column = (table.picked & table.valid).nonzero(as_tuple=True)
     if not len(group):
         raise DataError("no picked picture among the training groups: nothing to learn from")
     unet = _trainable_unet(backbone.unet, config)
+    compute.prepare(unet)
+    predict = compute.casting(lambda z, t, context: unet(z, t, context).sample)
 
     def objective(step: int) -> tuple[Tensor, dict[str, float]]:
         chosen = _batch_rows(len(group), config.batch_groups, step, run)
         rows = group[chosen]
-        z = data.latents(table.image_index[rows, column[chosen]])
+        z = data.latents(table.image_index[rows, column[chosen]], data.draw_views(len(rows)))
         noise = torch.randn_like(z)
         t = sample_timesteps(len(z), config.timestep_ranges)
         context = data.conditions([table.prompts[row] for row in rows.tolist()])
-        prediction = unet(backbone.scheduler.add_noise(z, noise, t), t, context).sample
-        error = denoising_error(prediction_target(backbone.scheduler, z, noise, t), prediction)
+        drawn = backbone.scheduler.add_noise(z, noise, t), prediction_target(backbone.scheduler, z, noise, t)
+        noised, target, t, context = (part.to(compute.device) for part in (*drawn, t, context))
+        error = denoising_error(target, predict(noised, t, context))
         weight = error_weight(backbone.scheduler, t, config.weight_floor)
         return (weight * error).mean(), {"error": error.mean().item()}
 
     optimiser = _scaled(config)
     metrics = train(_with_pictures(run, tables, diffusion_dir, backbone, unet), {"unet": unet}, objective, optimiser)
+    compute.settle(unet)
     unet.save_pretrained(out)
     return {**metrics, "pictures": len(group), "effective_lr": optimiser.lr}
 
@@ -104,13 +102,16 @@ def train_dpo(
 
     A batch holds one pair, a picked and an unpicked picture, of each of `batch_groups` groups.
     """
+    compute = Compute(run.compute)
     backbone = load_backbone(diffusion_dir)
     unet = _trainable_unet(backbone.unet, config)
+    compute.prepare(unet, backbone.unet)
     predict = _unet_predictor(unet, backbone.unet, config)
     objective, counts = _preference_objective(tables, encoded_dir, backbone, predict, config, run, pairs=True)
     optimiser = _scaled(config)
     _announce(run, config, optimiser)
     metrics = train(_with_pictures(run, tables, diffusion_dir, backbone, unet), {"unet": unet}, objective, optimiser)
+    compute.settle(unet)
     unet.save_pretrained(out)
     return {**metrics, **counts, "effective_lr": optimiser.lr}
 
@@ -124,6 +125,7 @@ def train_generator(
     Saves a complete `PerFusionPipeline` in `out`, with the feature encoder of the tables. Ablations: `config.pan=False`
     trains the U-Net itself (a pipeline without a user), `config.group=False` trains on pairs (Eq. 19).
     """
+    compute = Compute(run.compute)
     backbone = load_backbone(diffusion_dir)
     backbone.unet = load_unet(dpo_dir).requires_grad_(False).eval()
     optimiser = _scaled(config)
@@ -133,6 +135,7 @@ def train_generator(
     modules: dict[str, nn.Module]
     if config.pan:
         pan = build_pan(backbone.unet, tables["train"], config, run)
+        compute.prepare(pan, backbone.unet)
         predict, modules = predict_from_pan(pan, backbone.unet), {"pan": pan}
         groups = [
             {"params": pan.copy_parameters(), "lr": optimiser.lr},
@@ -140,6 +143,7 @@ def train_generator(
         ]
     else:
         unet = _trainable_unet(backbone.unet, config)
+        compute.prepare(unet, backbone.unet)
         predict, modules, groups = _unet_predictor(unet, backbone.unet, config), {"unet": unet}, None
     objective, counts = _preference_objective(
         tables, encoded_dir, backbone, predict, config, run, pairs=not config.group, dropout=config.unknown_dropout,
@@ -151,6 +155,7 @@ def train_generator(
         eta=sampling.eta,
     )  # fmt: skip
     metrics = train(_drawing(run, tables, pipe), modules, objective, optimiser, groups)
+    compute.settle(unet, *modules.values())
     pipe.save_pretrained(out)
     return {**metrics, **counts, "effective_lr": optimiser.lr}
 
@@ -205,11 +210,13 @@ def _preference_objective(
     data: EncodedData = open_encoded(encoded_dir, table)
     usable, counts = comparable_groups(table)
     guard = _DivergenceGuard(config.max_error_ratio, run.name)
+    compute = Compute(run.compute)
+    predict = compute.casting(predict)
 
     def objective(step: int) -> tuple[Tensor, dict[str, float]]:
         rows = usable[_batch_rows(len(usable), config.batch_groups + config.terminal_groups, step, run)]
-        batch = draw_groups(rows, table, data, backbone.scheduler, config, pairs)
-        users = _forget_ids(batch, dropout)
+        drawn = draw_groups(rows, table, data, backbone.scheduler, config, pairs)
+        batch, users = drawn.to(compute.device), _forget_ids(drawn, dropout).to(compute.device)
         gap, metrics = measure(batch, *predict(batch.noised, batch.t, batch.context, users))
         guard.check(metrics)
         if personal and (step + 1) % _PROBE_EVERY == 0:
@@ -230,7 +237,7 @@ def _forget_ids(batch: GroupBatch, share: float) -> Tensor:
 @torch.no_grad()
 def _with_wrong_users(batch: GroupBatch, predict: Predictor) -> float:
     """Implicit accuracy when each group is shown the next group's user: no better than chance if only users matter."""
-    first = torch.searchsorted(batch.group, torch.arange(len(batch.valid)))
+    first = torch.searchsorted(batch.group, torch.arange(len(batch.valid), device=batch.group.device))
     users = batch.users[first].roll(1, 0)[batch.group]
     _, metrics = measure(batch, *predict(batch.noised, batch.t, batch.context, users))
     return metrics["implicit_accuracy"]
@@ -309,6 +316,7 @@ def _drawing(run: TrainingRun, tables: Tables, pipe: PerFusionPipeline) -> Train
     prompts = [table.prompts[row] for row in rows.tolist()] * _SHOWN
     users = table.features(rows).repeat_interleave(_SHOWN, 0) if pipe.pan is not None else None
     on_pictures = run.on_pictures
+    pipe.to(Compute(run.compute).device)
 
     def draw(step: int) -> None:
         generators = [generator_for(run.seed, "samples", i % _SHOWN) for i in range(len(prompts))]

@@ -66,7 +66,7 @@ class FeatureEmbedding(nn.Module):
         if users.ndim != 2 or users.shape[1] != len(self.cardinalities):
             raise DataError(f"user features of shape {tuple(users.shape)}: need (B, {len(self.cardinalities)})")
         limits = torch.tensor(self.cardinalities, device=users.device)
-        if bool(((users < 0) | (users >= limits)).any()):
+        if not users.is_meta and bool(((users < 0) | (users >= limits)).any()):  # meta tensors hold no values
             raise DataError(
                 f"user feature ids out of range: largest {users.amax(0).tolist()}, smallest {users.amin(0).tolist()}, "
                 f"allowed [0, {list(self.cardinalities)}); encode users with the FeatureEncoder saved beside the model"

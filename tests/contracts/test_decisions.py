@@ -15,7 +15,7 @@ BY_SCALE = {
     "name", "seed", "threads", "steps", "lr", "warmup", "schedule", "final_factor", "accumulate", "beta2", "grad_clip",
     "ema_decay", "checkpoint_seconds", "log_every", "batch_groups", "batch_images", "batch_captions", "batch_pictures",
     "pictures", "pairs", "image_size", "min_groups", "evaluate_every", "evaluate_groups", "sheet_users", "resamples",
-    "orders",
+    "orders", "device", "precision", "gradient_checkpointing", "channels_last", "compile", "attention", "dtype",
 }  # fmt: skip
 #: Shapes of the twins, which the paper has no counterpart of.
 TWINS = ("clip.", "diffusion.codec.", "diffusion.text.", "diffusion.unet.")

@@ -11,7 +11,7 @@ BELOW = {"perfusion": {"tasks", "flows"}, "tasks": {"flows"}, "flows": set()}
 ROWS = (
     {"errors", "progress", "torchvision_guard"},
     {"config", "checkpoint", "seeding", "statistics"},
-    {"optimiser"},
+    {"compute", "optimiser"},
     {"loop"},
     {"nn", "data"},
     {"world"},
