@@ -70,7 +70,7 @@ def distil(
     def objective(step: int) -> tuple[Tensor, dict[str, float]]:
         chosen = torch.randint(len(group), (config.batch_pictures,))
         rows = group[chosen]
-        latents = data.latents(table.image_index[rows, column[chosen]])
+        latents = data.latents(table.image_index[rows, column[chosen]], data.draw_views(len(rows)))
         t = torch.randint(teacher.scheduler.config.num_train_timesteps, (len(rows),))
         z = teacher.scheduler.add_noise(latents, torch.randn_like(latents), t)
         text = data.conditions([table.prompts[row] for row in rows.tolist()])
