@@ -73,10 +73,12 @@ def load_served(registry: Registry, name: str, version: int | None = None) -> Se
     return Served(name, chosen, load_model(f"models:/{name}/{chosen}"))
 
 
-def _refuse_unknown(kind: str, given: Iterable[object], known: Sequence[str]) -> None:
+def _refuse_unknown(kind: str, given: Iterable[object], known: Sequence[object]) -> None:
     unknown = [name for name in given if name not in known]
     if unknown:
-        raise RequestError(f"{kind} {unknown[0]!r} is unknown to this model; known are {', '.join(known) or 'none'}")
+        raise RequestError(
+            f"{kind} {unknown[0]!r} is unknown to this model; known are {', '.join(map(str, known)) or 'none'}"
+        )
 
 
 def contact_strip(pictures: list[Image.Image], gap: int = 4) -> Image.Image:
