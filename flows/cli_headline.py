@@ -25,8 +25,8 @@ def print_headline(figures: Mapping[str, Any]) -> None:
         fates = ", ".join(f"{data[fate]} {fate}" for fate in ("used", "quarantined", "filtered", "dropped"))
         typer.echo(f"data: {data['groups_in']} group records: {fates}")
     if gates := figures["gates"]:
-        told = (f"{name} {verdict}{_asked_earlier(figures, name)}" for name, verdict in gates.items())
-        typer.echo(f"gates: {', '.join(told)}")
+        answers = (f"{name} {verdict}{_asked_earlier(figures, name)}" for name, verdict in gates.items())
+        typer.echo(f"gates: {', '.join(answers)}")
     typer.echo(f"champion: {', '.join(f'{role} {shown(version)}' for role, version in figures['champion'].items())}")
     if seconds := figures["seconds"]:
         slowest = ", ".join(f"{stage} {spent:.0f}" for stage, spent in sorted(seconds.items(), key=lambda s: -s[1])[:4])
