@@ -1,4 +1,4 @@
-"""Data plane: filter, split and Table 1 by column against pandas; importing Pick-a-Pic against a plain read.
+"""Data plane: filter, split and Table 1 by column against pandas; quality rules; importing Pick-a-Pic against a read.
 
 `python -m benchmarks.dataplane --records 1e5 1e6 1e7`. Each run is a process of its own, so that its peak memory is its
 own. Records are synthetic: five candidates with random ids of 32 characters (no two alike, the worst case), eleven
@@ -79,6 +79,7 @@ def split_rows(records: int, pandas_up_to: float, scratch: Path) -> Iterator[dic
     write_records(data, records)
     arms = ["columns"] + ["pandas"] * (records <= pandas_up_to)
     found = {arm: in_a_process(arm, data, scratch / "out") for arm in arms}
+    rules = in_a_process("rules", data, scratch / "out")
     shutil.rmtree(data)
     if len({json.dumps(run["result"], sort_keys=True) for run in found.values()}) > 1:
         raise RuntimeError(f"{records} records: the arms disagree: {[run['result'] for run in found.values()]}")
@@ -86,6 +87,7 @@ def split_rows(records: int, pandas_up_to: float, scratch: Path) -> Iterator[dic
         faster = run["seconds"] / found["columns"]["seconds"] if arm == "pandas" else None
         yield {"records": records, "arm": arm, "seconds": run["seconds"], "gib": run["gib"],
                "faster": None if faster is None else f"{faster:.1f}"}  # fmt: skip
+    yield {"records": records, "arm": "rules", "seconds": rules["seconds"], "gib": rules["gib"], "faster": None}
 
 
 def import_row(pairs: int, scratch: Path) -> dict[str, float]:
@@ -123,6 +125,14 @@ def _pandas(source: Path, out: Path) -> dict[str, Any]:
     return _timed(out, lambda: split_dataset(source, DataConfig(), out))
 
 
+def _rules(source: Path, out: Path) -> dict[str, Any]:
+    from perfusion.config import DataConfig
+    from perfusion.data.quality import count_faults
+
+    out.mkdir()
+    return _timed(out, lambda: count_faults(source, DataConfig()))
+
+
 def _import(source: Path, out: Path) -> dict[str, Any]:
     from perfusion.data.pickapic import import_pickapic
 
@@ -142,7 +152,7 @@ def _read(source: Path, out: Path) -> dict[str, Any]:
     return _timed(out, read)
 
 
-WORK = {"columns": _columns, "pandas": _pandas, "import": _import, "read": _read}
+WORK = {"columns": _columns, "pandas": _pandas, "rules": _rules, "import": _import, "read": _read}
 
 
 def _timed(out: Path, work: Any) -> dict[str, Any]:

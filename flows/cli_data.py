@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from flows.cli_common import AsJson, help_text, print_json, print_table
+
+if TYPE_CHECKING:
+    from perfusion.config import DataConfig
 
 __all__ = ["app"]
 
@@ -49,6 +52,9 @@ def validate(
     folder: Folder,
     params: Annotated[Path | None, typer.Option("--params", "-p", help="Parameter file whose limits apply.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Keep valid/ and quarantine/ in this folder.")] = None,
+    columns: Annotated[
+        bool, typer.Option("--columns", help="Only count what columns of groups tell; opens no picture, asks no gate.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Judge every row of a dataset and ask the data gate; exit code 2 when the gate stays closed.
@@ -56,16 +62,21 @@ def validate(
     Examples:
 
       perfusion data validate data
+      perfusion data validate /shops/all --columns
       perfusion data validate ../shop/marketplace --params params/photos.yaml --out /tmp/checked
     """
+    from perfusion.config import Params, load_params
+
+    config = (Params() if params is None else load_params(params)).data
+    if columns:
+        _count_faults(folder, config, as_json)
+        return
     from rich.console import Console
 
-    from perfusion.config import Params, load_params
     from perfusion.governance.data_gate import data_gate
     from tasks.validation import validate as judge
     from tasks.validation_report import render_report
 
-    config = (Params() if params is None else load_params(params)).data
     with tempfile.TemporaryDirectory(prefix="perfusion-validate-") as scratch:
         place = Path(scratch) if out is None else out
         report = judge(folder, config, None, place / "valid", place / "quarantine")
@@ -79,6 +90,17 @@ def validate(
             typer.echo(f"  {reason}")
     if not decision.passed:
         raise typer.Exit(2)
+
+
+def _count_faults(folder: Path, config: DataConfig, as_json: bool) -> None:
+    from perfusion.data.quality import count_faults
+
+    found = count_faults(folder, config)
+    if as_json:
+        print_json(found)
+        return
+    broken = [(rule, count) for rule, count in found["rules"].items() if count]
+    print_table(f"{folder}: {found['faulty']} of {found['groups_in']} group records break a rule", ("rule", ""), broken)
 
 
 def describe(

@@ -135,6 +135,27 @@ def test_data_is_made_described_and_judged(capsys: pytest.CaptureFixture[str], t
     judged = json.loads(out)
     assert code == (0 if judged["decision"]["verdict"] == "pass" else 2)
     assert judged["report"]["quarantined"] > 0
+    code, out, _ = run(capsys, "data", "validate", folder, "--columns", "--json")
+    counted = json.loads(out)
+    assert code == 0
+    assert 0 < counted["faulty"] <= judged["report"]["quarantined"]
+    code, out, _ = run(capsys, "data", "describe", folder, "--json", "--no-hash")
+    assert {**json.loads(out), "content_hash": content} == facts
+
+
+def test_pickapic_is_imported_and_its_ledger_shown(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    from benchmarks.dataplane import write_shards
+
+    write_shards(tmp_path / "shards", 4)
+    code, out, _ = run(capsys, "data", "import-pickapic", str(tmp_path / "shards"), str(tmp_path / "data"))
+    assert code == 0
+    assert "import-pickapic" not in out
+    assert all(word in out for word in ("same_picture", "4 rows", "seen in training", "record (chosen)"))
+    code, out, _ = run(capsys, "data", "describe", str(tmp_path / "data"), "--json")
+    assert (json.loads(out)["samples"], json.loads(out)["images"]) == (4, 5)
+    code, _, err = run(capsys, "data", "import-pickapic", str(tmp_path / "none"), str(tmp_path / "other"))
+    assert code == 2
+    assert "no parquet shard here" in err
 
 
 def test_the_headline_shows_what_exists_and_says_what_does_not(capsys: pytest.CaptureFixture[str]) -> None:
