@@ -84,7 +84,9 @@ def train_student(workspace: Path, params: Params, out: Path) -> None:
 
     work = workspace / "work"
     encoder = FeatureEncoder.load(work / "generator" / "features.json")
-    tables = load_tables(workspace / "data", work / "split", params.data.image_size, encoder=encoder)
+    tables = load_tables(
+        workspace / "data", work / "split", params.data.image_size, encoder=encoder, splits=("train", "valid")
+    )  # as the encode stage reads them
     run = TrainingRun("distil", params.seed)
     metrics = distil(tables["train"], work / "encode", work / "generator", params.distil, out, run)
     print(f"student: {metrics}", file=sys.stderr)
