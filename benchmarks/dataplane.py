@@ -62,14 +62,16 @@ def main() -> None:
 
 def _show(rows: list[dict[str, Any]], imported: dict[str, float] | None) -> None:
     print(f"\n### Data plane\n\n{hardware()}, {datetime.now(UTC):%Y-%m-%d}\n")
-    print("| records | arm | s | s a million | peak GiB | columns faster by |\n|---|---|---|---|---|---|")
+    print("| records | arm | s | s a million | CPU s | peak GiB | columns faster by |\n|---|---|---|---|---|---|---|")
     for row in rows:
-        cells = [f"{row['records']:.0e}", row["arm"], f"{row['seconds']:.2f}",
-                 f"{row['seconds'] / row['records'] * 1e6:.2f}", f"{row['gib']:.2f}", row["faster"] or ""]  # fmt: skip
+        a_million = row["seconds"] / row["records"] * 1e6
+        figures = [f"{value:.2f}" for value in (row["seconds"], a_million, row["cpu"], row["gib"])]
+        cells = [f"{row['records']:.0e}", row["arm"], *figures, row["faster"] or ""]
         print(f"| {' | '.join(cells)} |")
     if imported:
-        keys = ("pairs", "mb", "seconds", "mb_per_s", "read_mb_per_s", "gib")
-        print("\n| pairs imported | MB | s | MB/s | a plain read, MB/s | peak GiB |\n|---|---|---|---|---|---|")
+        keys = ("pairs", "mb", "seconds", "cpu", "mb_per_s", "read_mb_per_s", "gib")
+        print("\n| pairs imported | MB | s | CPU s | MB/s | a plain read, MB/s | peak GiB |")
+        print("|---|---|---|---|---|---|---|")
         print(f"| {' | '.join(f'{imported[key]:.4g}' for key in keys)} |")
 
 
@@ -85,9 +87,9 @@ def split_rows(records: int, pandas_up_to: float, scratch: Path) -> Iterator[dic
         raise RuntimeError(f"{records} records: the arms disagree: {[run['result'] for run in found.values()]}")
     for arm, run in found.items():
         faster = run["seconds"] / found["columns"]["seconds"] if arm == "pandas" else None
-        yield {"records": records, "arm": arm, "seconds": run["seconds"], "gib": run["gib"],
+        yield {"records": records, "arm": arm, "seconds": run["seconds"], "cpu": run["cpu"], "gib": run["gib"],
                "faster": None if faster is None else f"{faster:.1f}"}  # fmt: skip
-    yield {"records": records, "arm": "rules", "seconds": rules["seconds"], "gib": rules["gib"], "faster": None}
+    yield {"records": records, "arm": "rules", **{key: rules[key] for key in ("seconds", "cpu", "gib")}, "faster": None}
 
 
 def import_row(pairs: int, scratch: Path) -> dict[str, float]:
@@ -97,13 +99,14 @@ def import_row(pairs: int, scratch: Path) -> dict[str, float]:
     size = sum(path.stat().st_size for path in shards.iterdir()) / 1e6
     plain = in_a_process("read", shards, scratch / "out")
     run = in_a_process("import", shards, scratch / "out")
-    rate = size / run["seconds"]
-    return {"pairs": pairs, "mb": size, "seconds": run["seconds"], "mb_per_s": rate, "gib": run["gib"],
-            "read_mb_per_s": size / plain["seconds"]}  # fmt: skip
+    return {
+        "pairs": pairs, "mb": size, **{key: run[key] for key in ("seconds", "cpu", "gib")},
+        "mb_per_s": size / run["seconds"], "read_mb_per_s": size / plain["seconds"],
+    }  # fmt: skip
 
 
 def in_a_process(what: str, source: Path, out: Path) -> dict[str, Any]:
-    """Run one arm by itself: {"result", "seconds" (imports left out), "gib" (peak, imports included)}."""
+    """Run one arm by itself: {"result", "seconds", "cpu" (imports left out), "gib" (peak, imports included)}."""
     peak = peak_memory(["-m", "benchmarks.dataplane", "--work", what, str(source), str(out)])
     run = json.loads((out / "run.json").read_text())
     shutil.rmtree(out)
@@ -156,9 +159,9 @@ WORK = {"columns": _columns, "pandas": _pandas, "rules": _rules, "import": _impo
 
 
 def _timed(out: Path, work: Any) -> dict[str, Any]:
-    began = time.perf_counter()
+    began, used = time.perf_counter(), time.process_time()
     result = work()
-    run = {"seconds": time.perf_counter() - began, "result": result}
+    run = {"seconds": time.perf_counter() - began, "cpu": time.process_time() - used, "result": result}
     (out / "run.json").write_text(json.dumps(run))
     return run
 
