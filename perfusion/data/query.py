@@ -24,7 +24,7 @@ def database() -> Iterator[DuckDBPyConnection]:
     """An empty database that lives as long as the block; rows come out in the order of the files.
 
     Raises:
-        DataError: a file turns out unreadable, or what does not fit into memory finds no room on disk.
+        DataError: a file turns out damaged, or what does not fit into memory finds no room on disk.
     """
     import duckdb
 
@@ -35,7 +35,10 @@ def database() -> Iterator[DuckDBPyConnection]:
         connection = duckdb.connect(config={**options, **offline})
         try:
             yield connection
+        except (duckdb.BinderException, duckdb.CatalogException, duckdb.ParserException):
+            raise  # a query that is wrong is a defect of this program
         except duckdb.Error as error:
-            raise DataError(f"{str(error).splitlines()[0]}; write the file again, or free disk space") from None
+            reason = str(error).splitlines()[0]
+            raise DataError(f"a table could not be read ({reason}); write its file again, or free disk space") from None
         finally:
             connection.close()

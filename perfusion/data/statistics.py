@@ -62,7 +62,7 @@ def table_one(groups: Path, among: str = "true") -> dict[str, Any]:
         "group_size_mean": sum(n * size for size, n in sizes.items()) / max(1, samples),
         "picked": {str(count): picked[count] for count in sorted(picked)},
         "records_per_user": samples / max(1, users),
-        "images": len(_unique(images)),
+        "images": int(np.count_nonzero(_first_of_its_kind(images))),
     }
 
 
@@ -104,7 +104,7 @@ def images_seen(groups: Path) -> float:
         )
     if not len(trained) or not len(tested):
         return 0.0
-    known, asked = _unique(trained), np.sort(tested)
+    known, asked = trained[_first_of_its_kind(trained)], np.sort(tested)
     place = np.searchsorted(known, asked)
     return int((known[np.minimum(place, len(known) - 1)] == asked).sum()) / len(asked)
 
@@ -120,10 +120,9 @@ def _distinct(query: DuckDBPyConnection, column: str) -> int:
     return count
 
 
-def _unique(hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The distinct values in order; sorts `hashes` in place."""
-    hashes = np.asarray(hashes)
+def _first_of_its_kind(hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Sorts `hashes` in place, for memory's sake; (n,) True where a value differs from the one before."""
     hashes.sort()
     first = np.ones(len(hashes), bool)
     np.not_equal(hashes[1:], hashes[:-1], out=first[1:])
-    return hashes[first]
+    return first

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -262,6 +263,17 @@ def test_split_stage_accounts_for_every_record(workspace):
     written = read_groups(split / "groups.parquet", extra=("split",))
     assert written["split"].value_counts().to_dict() == {k: v for k, v in counts["splits"].items() if v}
     assert 0 <= counts["images_seen"] <= 1
+
+
+def test_damage_inside_a_table_is_told_and_nothing_is_written(workspace, tmp_path):
+    data, _, _ = workspace
+    place = pq.read_metadata(data / "groups.parquet").row_group(0).column(5)  # picked
+    content = bytearray((data / "groups.parquet").read_bytes())
+    content[place.data_page_offset : place.data_page_offset + 30] = b"\xff" * 30
+    (data / "groups.parquet").write_bytes(content)
+    with pytest.raises(DataError, match="a table could not be read"):
+        split_dataset(data, DataConfig(), tmp_path / "again")
+    assert not (tmp_path / "again").exists()
 
 
 def test_tables_hold_what_the_records_say(workspace):
