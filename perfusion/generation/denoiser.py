@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -108,6 +108,9 @@ class Denoiser:
         unconditional: what e0 sees: "blind" is no prompt and no user; "personal" is no prompt but the user, which runs
             the adaptive network on both halves, as ControlNet does, and leaves w without a part to play.
         shortcuts: approximations.
+
+    Raises:
+        ConfigError: `unconditional` is neither.
     """
 
     def __init__(
@@ -115,6 +118,8 @@ class Denoiser:
         user_map: Tensor | None, g: float, w: float, unconditional: Unconditional = "blind",
         shortcuts: Shortcuts | None = None,
     ) -> None:  # fmt: skip
+        if unconditional not in get_args(Unconditional):
+            raise ConfigError(f"unconditional {unconditional!r}: known are {', '.join(get_args(Unconditional))}")
         self.unet, self.pan, self.g, self.w = unet, pan, g, w
         self.both = unconditional == "personal"
         self.user_map = user_map if self.both or w != 0.0 else None

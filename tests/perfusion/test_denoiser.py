@@ -167,6 +167,8 @@ def test_shortcuts_that_make_no_sense_are_refused():
     pipe = build(trained=True)
     with pytest.raises(ConfigError, match="pan_every is 0"):
         pipe("dress", A, pan_every=0)
+    with pytest.raises(ConfigError, match="unconditional 'both': known are blind, personal"):
+        pipe("dress", A, unconditional="both")
     with pytest.raises(ConfigError, match="encoder_every 2 and deep_every 3"):
         pipe("dress", A, encoder_every=2, deep_every=3)
 
