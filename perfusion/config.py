@@ -189,7 +189,9 @@ class DiffusionConfig(Section):
     """The Stable Diffusion backbone: real weights by path or hub id, else a tiny twin; and how pictures are sampled."""
 
     path: str | None = Field(None, description="directory or hub id of a StableDiffusionPipeline; None trains the twin")
-    optimiser: OptimiserConfig = OptimiserConfig(method="muon", steps=2700, lr=4e-3, warmup=50, ema_decay=0.995)
+    optimiser: OptimiserConfig = OptimiserConfig(
+        method="muon", steps=2400, lr=4e-3, warmup=50, weight_decay=0.1, ema_decay=0.995
+    )
     batch_images: Count = 32
     pictures: Count = Field(12000, description="captioned pictures the twin is pretrained on")
     flip: bool = Field(False, description="twin: learn from mirrored pictures too; for photographs")
