@@ -10,7 +10,7 @@ codec's share is the same for all):
                 frozen encoder serves prompt and user; the user weighs as much as the prompt
     apart       the same with a weight of its own for the user: one decoder pass more
     joint       `exact` with its decoder passes in one batch (joint_decoder)
-    cached      `exact` with the shortcuts whose cost in quality was found to be nil (benchmarks.inference_quality)
+    cached      `exact` with the shortcuts of CACHED, whose cost in quality is for benchmarks.inference_quality to say
     student     a distilled student: one pass does all (perfusion.generation.distil); its time does not hang on weights
 
     python -m benchmarks.inference --size sd15 --rounds 5
