@@ -33,7 +33,7 @@ def leakage(
         "prompts": (_codes(pa.chunked_array([pa.array(split_keys(groups, "prompt"), pa.string())])), rows),
         "users": (_codes(groups["user_id"]), rows),
     }
-    shares = {}
+    shares: dict[str, dict[str, float]] = {}
     for way in SPLIT_BY:
         split = split_records(split_keys(groups, way), ratios, salt, way)
         shares[way] = {name: _seen(codes, split[row]) for name, (codes, row) in things.items()}

@@ -168,7 +168,7 @@ def import_pickapic(
             "users": len(users),
             "records_of_active_users": int(counts[counts >= 10].sum()),
             "pictures": len(pictures.contents),
-            "bytes": pictures.bytes,
+            "bytes": pictures.size,
             "best_image_uid_disagrees": disagree,
             "ties": ties,
             "split": split,
@@ -290,13 +290,13 @@ class _Pictures:
         stored: a picture's id -> the id under which its bytes are stored.
         contents: hash of the bytes -> that id.
         faults: id -> what was wrong with it where it was met.
-        bytes: of all that are stored.
+        size: bytes of all that are stored.
     """
 
     stored: dict[str, str] = field(default_factory=dict)
     contents: dict[bytes, str] = field(default_factory=dict)
     faults: dict[str, str] = field(default_factory=dict)
-    bytes: int = 0
+    size: int = 0
 
     def add(self, image_id: str, digest: bytes, fault: str | None, size: int) -> bool:
         """Remember a picture; whether its bytes are new and have to be stored."""
@@ -305,7 +305,7 @@ class _Pictures:
             return False
         new = digest not in self.contents
         self.stored[image_id] = self.contents.setdefault(digest, image_id)
-        self.bytes += size if new else 0
+        self.size += size if new else 0
         return new
 
 

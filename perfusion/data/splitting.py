@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +24,7 @@ _COLD, _FEW = SPLITS.index("cold"), SPLITS.index("few")
 _BY_RECORD = -1  # a user whose records are dealt to train, valid and test
 _ROWS = 1 << 17  # records in memory at a time; a row group of the file
 
-Names = Sequence[str] | pa.Array
+Names: TypeAlias = "Sequence[str] | pa.Array"
 SplitBy = Literal["record", "prompt", "user"]
 SPLIT_BY: tuple[SplitBy, ...] = get_args(SplitBy)
 
