@@ -30,7 +30,11 @@ def database() -> Iterator[DuckDBPyConnection]:
 
     threads = min(MOST_THREADS, len(os.sched_getaffinity(0)))
     with tempfile.TemporaryDirectory(prefix="perfusion-spill-") as spill:
-        options: dict[str, str | int | float | list[str]] = {"memory_limit": MEMORY, "temp_directory": spill, "threads": threads}
+        options: dict[str, str | int | float | list[str]] = {
+            "memory_limit": MEMORY,
+            "temp_directory": spill,
+            "threads": threads,
+        }
         offline = {"autoinstall_known_extensions": False, "autoload_known_extensions": False}
         connection = duckdb.connect(config={**options, **offline})
         try:
