@@ -10,6 +10,7 @@ from tasks.reporting_record import Figure, ReportError, RunRecord, figure
 __all__ = ["GENERATOR_ARMS", "champions", "data_counts", "summarise"]
 
 GENERATOR_ARMS = ("base", "sft", "dpo", "perfusion", "wrong_user")
+NO_GAP = "the reachable ceiling is not surely above the user-blind baseline, so there is no gap to close"
 NO_TRUTH = "this dataset has no planted truth (no world.json), so nothing knows what is reachable"
 
 
@@ -74,6 +75,8 @@ def _reward(record: RunRecord, missing: dict[str, str]) -> dict[str, Any] | None
     if reachable is None:
         missing["reward.reachable_gauc"] = missing["reward.gap_closed"] = NO_TRUTH
     closed = figure(record.reward, "gap_closed")
+    if reachable is not None and closed is None:
+        missing["reward.gap_closed"] = NO_GAP
     mean_ap = figure(scorers.get("perfusion_rm"), "map")
     return {
         "floor_map": record.floor_map,

@@ -283,10 +283,14 @@ def _gains(rows: pd.DataFrame, other: str, options: Mapping[str, Any]) -> dict[s
 def _gap_closed(rows: pd.DataFrame, options: Mapping[str, Any]) -> dict[str, Any]:
     """The share of the GAUC gap from the user-blind baseline to the reachable ceiling that PerFusionRM closes.
 
-    All three are of the same groups and resampled together; None where there is no truth.
+    All three are of the same groups and resampled together. None where there is no truth, or no gap that is surely
+    above 0: in a world without personal taste the share would be one of nothing.
     """
+    none = {"gap_closed": None, "gap_closed_ci": None}
     if "auc_reachable" not in rows:
-        return {"gap_closed": None, "gap_closed_ci": None}
+        return none
+    if not paired_difference(rows["auc_reachable"], rows["auc_user_blind"], rows["user_id"], **options).low > 0:
+        return none
     columns = rows[["auc_perfusion_rm", "auc_user_blind", "auc_reachable"]].to_numpy(dtype=np.float64)
 
     def share(means: np.ndarray) -> np.ndarray:

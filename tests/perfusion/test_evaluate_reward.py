@@ -82,6 +82,12 @@ def measured(market):
     return tables, scores, rows, reward_metrics(tables, scores, rows, references, OPTIONS)
 
 
+def test_without_a_gap_there_is_no_share_of_it(measured):
+    tables, scores, rows, _ = measured
+    level = rows.assign(auc_reachable=rows["auc_user_blind"])
+    assert reward_metrics(tables, scores, level, {}, OPTIONS)["gap_closed"] is None
+
+
 def test_an_oracle_closes_the_gap_and_passes_the_gate(measured):
     _, _, rows, metrics = measured
     assert metrics["perfusion_rm"]["gauc"] == pytest.approx(metrics["references"]["full_oracle"]["gauc"], abs=0.01)
