@@ -117,6 +117,7 @@ def test_pixels_are_resized_and_padded_in_the_borders_colour(tmp_path, one_group
 
 def test_bytes_come_back_in_the_order_asked_across_parts(tmp_path, one_group, monkeypatch):
     monkeypatch.setattr("perfusion.data.layout._IMAGES_PER_PART", 3)
+    monkeypatch.setattr("perfusion.data.layout._IMAGES_PER_GROUP", 3)  # a part ends with a row group
     images = {f"i{n}": bytes([n]) for n in range(20)}
     store = store_of(tmp_path, images, *one_group)
     assert len(store.files) == 7
