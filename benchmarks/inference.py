@@ -24,14 +24,14 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, partial
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common import OUT, measure, peak_memory, record, show
-from benchmarks.sizes import SIZES, SizeName
+from benchmarks.sizes import SIZES, SizeName, build_parser
 from perfusion.generation.denoiser import Denoiser, Shortcuts
 from perfusion.generation.pipeline import PerFusionPipeline
 from perfusion.generation.text import build_tokenizer
@@ -192,18 +192,8 @@ def peak_on_device(size: SizeName, name: str, latent: int | None, dtype: torch.d
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.inference", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--size", choices=get_args(SizeName), default="twin")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--latent", type=int, help="side of the latents; default: the size's own")
-    parser.add_argument("--pictures", type=int, help="drawn by a call")
+    parser = build_parser("inference", __doc__, "drawn by a call", ARMS, PRECISIONS)
     parser.add_argument("--steps", type=int, help="of a picture")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", choices=PRECISIONS, help="default: fp32 on a processor, bf16 elsewhere")
-    parser.add_argument("--no-memory", action="store_true", help="leave the peak memory out")
-    parser.add_argument("--peak", choices=["imports", *ARMS], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peak is not None:
         _draw_once(options)

@@ -5,8 +5,10 @@ Nothing but torch and diffusers is needed, so that `benchmarks/gpu.py` runs on a
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -17,7 +19,7 @@ from perfusion.generation.pan import (
 
 from diffusers import UNet2DConditionModel  # isort: skip
 
-__all__ = ["CARDINALITIES", "SIZES", "Size", "SizeName"]
+__all__ = ["CARDINALITIES", "SIZES", "Size", "SizeName", "build_parser"]
 
 SizeName = Literal["twin", "sd15"]
 CARDINALITIES = (12, 8, 6, 6, 5, 400)  # ids per user feature, the user's own last, about as in the sample marketplace
@@ -70,3 +72,29 @@ SIZES: dict[SizeName, Size] = {
     ),
     "sd15": Size({"cross_attention_dim": 768}, latent=64, tokens=77, pictures=4),
 }  # fmt: skip
+
+
+def build_parser(
+    module: str, description: str | None, pictures: str, arms: Iterable[str], precisions: Iterable[str]
+) -> argparse.ArgumentParser:
+    """The arguments that benchmarks over sizes share.
+
+    Args:
+        module: under `benchmarks`.
+        description: its docstring.
+        pictures: help on the number of pictures.
+        arms: names that `--peak`, which a benchmark calls itself with, may take beside "imports".
+        precisions: that `--dtype` may take.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{module}", description=description, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--size", choices=get_args(SizeName), default="twin")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--latent", type=int, help="side of the latents; default: the size's own, 64 for sd15")
+    parser.add_argument("--pictures", type=int, help=pictures)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=precisions, help="default: fp32 on a processor, bf16 elsewhere")
+    parser.add_argument("--no-memory", action="store_true", help="leave the peak memory out")
+    parser.add_argument("--peak", choices=["imports", *arms], help=argparse.SUPPRESS)
+    return parser

@@ -18,13 +18,13 @@ import gc
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import cached_property
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.common import measure, peak_memory, record, show
-from benchmarks.sizes import SIZES, SizeName
+from benchmarks.sizes import SIZES, SizeName, build_parser
 from perfusion.generation.predictors import Predictor, predict_from_pan, predict_from_unet
 from perfusion.generation.preference import (
     denoising_error,
@@ -187,17 +187,7 @@ def peak_on_device(size: SizeName, name: str, latent: int | None, dtype: torch.d
 
 def main() -> None:
     """Time the arms side by side, and measure each one's peak memory in a process of its own."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.training", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--size", choices=get_args(SizeName), default="twin")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--latent", type=int, help="side of the latents; default: the size's own, 64 for sd15")
-    parser.add_argument("--pictures", type=int, help="in a step; default 60 for twin, 4 for sd15")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", choices=PRECISIONS, help="default: fp32 on a processor, bf16 elsewhere")
-    parser.add_argument("--no-memory", action="store_true", help="leave the peak memory out")
-    parser.add_argument("--peak", choices=["imports", *ARMS], help=argparse.SUPPRESS)
+    parser = build_parser("training", __doc__, "in a step; default 60 for twin, 4 for sd15", ARMS, PRECISIONS)
     options = parser.parse_args()
     dtype = PRECISIONS[options.dtype or ("fp32" if options.device == "cpu" else "bf16")]
     found = arms(options.size, options.latent, options.device, dtype, options.pictures)

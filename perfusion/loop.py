@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from perfusion.checkpoint import load_training_state, save_training_state
 from perfusion.compute import Compute
 from perfusion.config import PLAIN, ComputeConfig, OptimiserConfig
-from perfusion.errors import DivergenceError
+from perfusion.errors import DataError, DivergenceError
 from perfusion.optimiser import build_optimisers
 from perfusion.progress import Progress
-from perfusion.seeding import seed_step
+from perfusion.seeding import generator_for, seed_step
 
-__all__ = ["TrainingRun", "learning_rate_factor", "train"]
+__all__ = ["TrainingRun", "batch_rows", "learning_rate_factor", "train"]
 
 Metrics = dict[str, float]
 Objective = Callable[[int], tuple[Tensor, Metrics]]
@@ -52,6 +52,29 @@ class TrainingRun:
     on_sample: Callable[[int], None] | None = None
     on_pictures: Callable[[int, Tensor], None] | None = None
     sample_steps: frozenset[int] = frozenset()
+
+
+def batch_rows(count: int, size: int, step: int, seed: int, *path: object) -> Tensor:
+    """Rows of batch `step`, (size,) long: every epoch is a new permutation, and batches run on from one to the next.
+
+    Args:
+        count: rows to draw from.
+        size: of a batch.
+        step: its number, from 0.
+        seed, path: name the random stream; each epoch's permutation is a function of them and its number.
+
+    Raises:
+        DataError: no rows to draw from.
+    """
+    if count == 0:
+        raise DataError("no training groups; check the filter (data.min_records) and the split")
+    at = torch.arange(step * size, (step + 1) * size)
+    rows = torch.empty(size, dtype=torch.long)
+    for epoch in at.div(count, rounding_mode="floor").unique().tolist():
+        order = torch.randperm(count, generator=generator_for(seed, *path, epoch))
+        inside = at // count == epoch
+        rows[inside] = order[at[inside] - epoch * count]
+    return rows
 
 
 def learning_rate_factor(step: int, config: OptimiserConfig) -> float:

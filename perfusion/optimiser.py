@@ -38,13 +38,19 @@ def orthogonalise(matrix: Tensor) -> Tensor:
         return orthogonalise(matrix.T).T
     x = matrix / (matrix.norm() + 1e-7)
     gram = x @ x.T
-    product = None
-    for a, b, c in _QUINTIC:
-        step = torch.addmm(gram, gram, gram, beta=b, alpha=c)
-        step.diagonal().add_(a)
-        product = step if product is None else step @ product
+    product = step = _polynomial(gram, *_QUINTIC[0])
+    for coefficients in _QUINTIC[1:]:
         gram = step @ (gram @ step)
+        step = _polynomial(gram, *coefficients)
+        product = step @ product
     return product @ x
+
+
+def _polynomial(gram: Tensor, a: float, b: float, c: float) -> Tensor:
+    """a + b G + c G^2."""
+    value = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+    value.diagonal().add_(a)
+    return value
 
 
 def is_matrix(parameter: Tensor) -> bool:

@@ -47,7 +47,7 @@ from perfusion.generation.pan import PersonalAdaptiveNetwork
 from perfusion.generation.pipeline import PerFusionPipeline
 from perfusion.generation.predictors import Predictor, predict_from_decoder, predict_from_pan, predict_from_unet
 from perfusion.generation.preference import BETA_CONVENTION, denoising_error
-from perfusion.loop import TrainingRun, train
+from perfusion.loop import TrainingRun, batch_rows, train
 from perfusion.seeding import generator_for
 
 __all__ = ["comparable_groups", "train_dpo", "train_generator", "train_sft"]
@@ -76,7 +76,7 @@ def train_sft(
     predict = compute.casting(lambda z, t, context: unet(z, t, context).sample)
 
     def objective(step: int) -> tuple[Tensor, dict[str, float]]:
-        chosen = _batch_rows(len(group), config.batch_groups, step, run)
+        chosen = batch_rows(len(group), config.batch_groups, step, run.seed, run.name, "epoch")
         rows = group[chosen]
         z = data.latents(table.image_index[rows, column[chosen]], data.draw_views(len(rows)))
         noise = torch.randn_like(z)
@@ -214,7 +214,8 @@ def _preference_objective(
     predict = compute.casting(predict)
 
     def objective(step: int) -> tuple[Tensor, dict[str, float]]:
-        rows = usable[_batch_rows(len(usable), config.batch_groups + config.terminal_groups, step, run)]
+        size = config.batch_groups + config.terminal_groups
+        rows = usable[batch_rows(len(usable), size, step, run.seed, run.name, "epoch")]
         drawn = draw_groups(rows, table, data, backbone.scheduler, config, pairs)
         batch, users = drawn.to(compute.device), _forget_ids(drawn, dropout).to(compute.device)
         gap, metrics = measure(batch, *predict(batch.noised, batch.t, batch.context, users))
@@ -270,17 +271,6 @@ def _trainable_unet(source: UNet2DConditionModel, config: PreferenceConfig) -> U
 
 def _unet_predictor(unet: UNet2DConditionModel, reference: UNet2DConditionModel, config: PreferenceConfig) -> Predictor:
     return (predict_from_unet if config.trainable == "full" else predict_from_decoder)(unet, reference)
-
-
-def _batch_rows(count: int, size: int, step: int, run: TrainingRun) -> Tensor:
-    """Rows of one batch: every row once an epoch, in an order that is a function of the epoch."""
-    at = torch.arange(step * size, (step + 1) * size)
-    rows = torch.empty(size, dtype=torch.long)
-    for epoch in at.div(count, rounding_mode="floor").unique().tolist():
-        order = torch.randperm(count, generator=generator_for(run.seed, run.name, "epoch", epoch))
-        inside = at // count == epoch
-        rows[inside] = order[at[inside] - epoch * count]
-    return rows
 
 
 def _scaled(config: PreferenceConfig) -> OptimiserConfig:

@@ -18,14 +18,12 @@ from perfusion.reward.backbones import Backbone
 from perfusion.reward.frozen import Frozen
 from perfusion.reward.losses import cosine_similarity, group_auc
 from perfusion.reward.towers import picture_embeds, picture_start, prompt_embeds
-from perfusion.seeding import generator_for
 
 __all__ = [
     "NOTHING",
     "BestWeights",
     "Candidates",
     "Measure",
-    "batch_rows",
     "blind_scores",
     "gather",
     "measure",
@@ -58,20 +56,6 @@ class Candidates:
 
 
 Scorer = Callable[[Candidates], Tensor]  # -> (R,)
-
-
-def batch_rows(count: int, size: int, step: int, seed: int, name: str) -> Tensor:
-    """Rows of batch `step`, (B,) long: every epoch is a new permutation, and batches run on from one to the next.
-
-    Raises:
-        DataError: no rows to draw from.
-    """
-    if count == 0:
-        raise DataError("no training groups; check the filter (data.min_records) and the split")
-    position = torch.arange(step * size, (step + 1) * size)
-    epochs = range(int(position[0]) // count, int(position[-1]) // count + 1)
-    orders = {epoch: torch.randperm(count, generator=generator_for(seed, name, epoch)) for epoch in epochs}
-    return torch.stack([orders[int(p) // count][int(p) % count] for p in position])
 
 
 def gather(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from perfusion.checkpoint import atomic_write
 from perfusion.config import OptimiserConfig, PickScoreConfig, RewardConfig, Section
 from perfusion.data import GroupTable, shuffle_phrases
-from perfusion.loop import ParameterGroups, TrainingRun, train
+from perfusion.loop import ParameterGroups, TrainingRun, batch_rows, train
 from perfusion.reward.backbones import Backbone, load_clip
 from perfusion.reward.batches import (
     NOTHING,
@@ -22,7 +22,6 @@ from perfusion.reward.batches import (
     GroupObjective,
     Measure,
     Scorer,
-    batch_rows,
     blind_scores,
     gather,
     measure,

@@ -12,9 +12,9 @@ from torch.nn import functional
 from perfusion.config import ClipConfig, OptimiserConfig, PickScoreConfig, RewardConfig
 from perfusion.data import Corpus, FeatureEncoder, GroupTable
 from perfusion.errors import ConfigError, DataError
-from perfusion.loop import TrainingRun
+from perfusion.loop import TrainingRun, batch_rows
 from perfusion.reward import PerFusionRM, load_clip, pretrain_clip, train_pickscore, train_reward, twin
-from perfusion.reward.batches import NOTHING, BestWeights, batch_rows, gather, measure, spread
+from perfusion.reward.batches import NOTHING, BestWeights, gather, measure, spread
 from perfusion.reward.frozen import Frozen, embed_pictures, embed_prompts
 from perfusion.reward.losses import group_auc, group_loss
 from perfusion.reward.model import VARIANTS
