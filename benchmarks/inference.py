@@ -8,8 +8,7 @@ codec's share is the same for all):
     full        PerFusion with the adaptive network on both halves of guidance, as ControlNet does it
     exact       PerFusion: "unconditional" is no prompt and no user, so that the network runs on one half, and the
                 frozen encoder serves prompt and user; the user weighs as much as the prompt
-    apart       the same with a weight of its own for the user: one decoder pass more
-    joint       `exact` with its decoder passes in one batch (joint_decoder)
+    apart       the same with a weight of its own for the user: a third prediction from the decoder
     cached      `exact` with the shortcuts of CACHED, whose cost in quality is for benchmarks.inference_quality to say
     student     a distilled student: one pass does all (perfusion.generation.distil); its time does not hang on weights
 
@@ -51,7 +50,6 @@ ARMS: dict[str, dict[str, Any]] = {
     "full": {"unconditional": "personal"},
     "exact": {},
     "apart": {"user_scale": 5.0},
-    "joint": {"joint_decoder": True},
     "cached": CACHED,
     "student": {"guidance_scale": 1.0, "user_scale": 1.0},
 }

@@ -1,9 +1,10 @@
 """One request's guided predictions: what stays the same from step to step is computed once and held here.
 
 Guidance with a user: e0 + g (text - e0) + w (user - text), where e0 sees neither prompt nor user, text the prompt
-alone, user both. A prediction that cancels is not computed: w = g needs no text term (one decoder pass less), no user
-needs no adaptive network. The frozen encoder runs once for text and user. Each decoder pass has the same shape, so that
-a network that says nothing leaves every picture as it was, bit for bit.
+alone, user both. A prediction that cancels is not computed: w = g needs no text term (a third of the decoder less), no
+user needs no adaptive network. The frozen encoder runs once for text and user, the decoder once for all predictions. With
+w = g that batch has the shape it has without a user, so that a network that says nothing leaves every picture as it was,
+bit for bit; otherwise to rounding.
 
 The user's map and a prompt's keys and values are computed once a request, which is exact; approximations are off by
 default and stand in `Shortcuts`.
@@ -50,8 +51,6 @@ class Shortcuts:
             runs, on the same features at the new noise level (encoder propagation, "Faster Diffusion").
         deep_every: all but the finest resolution runs at every k-th step; between them the finest resolution's blocks
             alone run, on what the deeper ones said last (DeepCache).
-        joint_decoder: the decoder passes of a step run as one batch: the same numbers to rounding, not to the bit, and
-            faster where a pass is too small for its device.
 
     Raises:
         ConfigError: a number below 1, or `encoder_every` and `deep_every` together.
@@ -60,12 +59,11 @@ class Shortcuts:
     pan_every: int = 1
     encoder_every: int = 1
     deep_every: int = 1
-    joint_decoder: bool = False
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name.endswith("_every") and (not isinstance(value, int) or value < 1):
+            if not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{field.name} is {value!r}: give a whole number of steps, at least 1 (exact)")
         if self.encoder_every > 1 and self.deep_every > 1:
             raise ConfigError(
@@ -131,7 +129,7 @@ class Denoiser:
         self._contexts[self.halves] = stacked
         self._encoded: dict[str, Encoded] = {}  # by half
         self._residuals: dict[str, Residuals] = {}  # by half
-        self._deep: dict[tuple[str, ...], Tensor] = {}  # by the predictions of a decoder pass
+        self._deep: dict[tuple[str, ...], Tensor] = {}  # by the predictions it is of
         self._steps_since_whole = self._steps_since_pan = 0
 
     @contextmanager
@@ -165,15 +163,10 @@ class Denoiser:
             views["user"] = _View("text", True)
         return views
 
-    def _passes(self, views: Mapping[str, _View]) -> list[tuple[str, ...]]:
-        """The predictions of each decoder pass."""
-        return [tuple(views)] if self.shortcuts.joint_decoder else [(name,) for name in views]
-
     def _whole_step(self, views: Mapping[str, _View]) -> bool:
         """Whether the whole U-Net is due, or nothing is there to borrow."""
         if self.shortcuts.deep_every > 1:
-            due = self._steps_since_whole >= self.shortcuts.deep_every
-            whole = due or any(names not in self._deep for names in self._passes(views))
+            whole = self._steps_since_whole >= self.shortcuts.deep_every or tuple(views) not in self._deep
         else:
             whole = self._steps_since_whole >= self.shortcuts.encoder_every or not self._encoded
         self._steps_since_whole = 1 if whole else self._steps_since_whole + 1
@@ -203,17 +196,14 @@ class Denoiser:
 
     def _decode(self, views: Mapping[str, _View], whole: bool) -> dict[str, Tensor]:
         """The predictions, each of its half's features, steered where the adaptive network joins."""
-        predictions: dict[str, Tensor] = {}
-        for names in self._passes(views):
-            encoded = self._gather([views[name] for name in names])
-            if whole or self.shortcuts.deep_every == 1:
-                self._deep[names] = decode_deep(self.unet, encoded)
-            rows = decode_finest(self.unet, encoded, self._deep[names]).chunk(len(names))
-            predictions.update(zip(names, rows, strict=True))
-        return predictions
+        encoded, names = self._gather(list(views.values())), tuple(views)
+        if whole or self.shortcuts.deep_every == 1:
+            self._deep = {names: decode_deep(self.unet, encoded)}
+        rows = decode_finest(self.unet, encoded, self._deep[names]).chunk(len(names))
+        return dict(zip(names, rows, strict=True))
 
     def _gather(self, views: Sequence[_View]) -> Encoded:
-        """What one decoder pass reads, with the request's own context tensors, whose projections are remembered."""
+        """What the decoder reads, with the request's own context tensors, whose projections are remembered."""
         parts = [
             self._encoded[view.half].plus(self._residuals[view.half]) if view.personal else self._encoded[view.half]
             for view in views

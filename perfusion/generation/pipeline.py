@@ -113,7 +113,6 @@ class PerFusionPipeline(DiffusionPipeline):
         pan_every: int = 1,
         encoder_every: int = 1,
         deep_every: int = 1,
-        joint_decoder: bool = False,
     ) -> PerFusionPipelineOutput:
         """Draw pictures.
 
@@ -130,14 +129,14 @@ class PerFusionPipeline(DiffusionPipeline):
             sampler: a solver for fewer steps, of `samplers.SAMPLERS`; None is the pipeline's own scheduler. `eta` is
                 for the pipeline's own.
             unconditional: what the unconditional half of guidance sees, of `Denoiser`.
-            pan_every, encoder_every, deep_every, joint_decoder: of `Shortcuts`; the defaults are exact.
+            pan_every, encoder_every, deep_every: of `Shortcuts`; the defaults are exact.
 
         Raises:
             DataError: a user is given as columns and the pipeline has no feature encoder, or to a pipeline without an
                 adaptive network, or the number of rows is neither 1 nor that of the prompts.
             ConfigError: a shortcut or sampler does not exist or fit.
         """
-        shortcuts = Shortcuts(pan_every, encoder_every, deep_every, joint_decoder)
+        shortcuts = Shortcuts(pan_every, encoder_every, deep_every)
         scheduler = self.scheduler if sampler is None else build_sampler(sampler, self.scheduler.config)
         users = self._user_rows(user)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)

@@ -15,7 +15,6 @@ NETWORK, DECODER = 0.334 / 2, 0.674 / 2
     [
         ("blind", 1, {}, 1.0),
         ("exact", 1, {}, 1 + NETWORK),
-        ("joint", 1, {}, 1 + NETWORK),
         ("apart", 1, {}, 1 + DECODER + NETWORK),
         ("full", 1, {}, 1 + 2 * NETWORK),
         ("student", 1, {}, 0.5 + NETWORK),
