@@ -2,9 +2,9 @@
 
 Guidance with a user: e0 + g (text - e0) + w (user - text), where e0 sees neither prompt nor user, text the prompt
 alone, user both. A prediction that cancels is not computed: w = g needs no text term (a third of the decoder less), no
-user needs no adaptive network. The frozen encoder runs once for text and user, the decoder once for all predictions. With
-w = g that batch has the shape it has without a user, so that a network that says nothing leaves every picture as it was,
-bit for bit; otherwise to rounding.
+user needs no adaptive network. The frozen encoder runs once for text and user, the decoder once for all predictions.
+With w = g that batch has the shape it has without a user, so that a network that says nothing leaves every picture as
+it was, bit for bit; otherwise to rounding.
 
 The user's map and a prompt's keys and values are computed once a request, which is exact; approximations are off by
 default and stand in `Shortcuts`.
