@@ -1,13 +1,14 @@
-"""`perfusion data`: make a sample, import Pick-a-Pic, validate a dataset, describe it."""
+"""`perfusion data`: make a sample, import a public dataset, validate a dataset, describe it."""
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flows import cli_import
 from flows.cli_common import AsJson, help_text, print_json, print_table
 
 if TYPE_CHECKING:
@@ -109,75 +110,36 @@ def describe(
     content_hash: Annotated[
         bool, typer.Option("--hash/--no-hash", help="Print the content hash, for which every picture is decoded.")
     ] = True,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for a page with charts, the charts, and all as JSON.")
+    ] = None,
 ) -> None:
     """Count users, prompts, group records and pictures (the paper's Table 1), and list the user features.
 
-    Records that lack a user, a prompt, pictures or picks are left out and counted as incomplete.
+    Records that lack a user, a prompt, pictures or picks are left out and counted as incomplete. With --out, also how
+    records a user, sizes, picks and their places, lengths of prompts and their phrases are distributed.
 
     Examples:
 
       perfusion data describe data
+      perfusion data describe data --out work/described
       perfusion data describe data --json --no-hash
     """
     from perfusion.data import describe_dataset
 
     facts, features = describe_dataset(folder, content_hash)
+    if out is not None:
+        from perfusion.data.portrait import distributions, write_description
+
+        found = distributions(folder / "groups.parquet")
+        page = write_description(out, str(folder), {**facts, "user_features": features}, found)
+        typer.echo(f"page: {page}", err=as_json)
     if as_json:
         print_json({**facts, "user_features": features})
         return
     print_table(str(folder), ("", ""), [(key, _line(value)) for key, value in facts.items()])
     rows = [(name, *values.values()) for name, values in features.items()]
     print_table("user features", ("feature", "type", "values", "missing"), rows)
-
-
-def import_pickapic(
-    source: Annotated[str, typer.Argument(help="Folder of parquet shards, one shard, or a pattern like 'x/train-*'.")],
-    out: Annotated[Path, typer.Argument(help="Folder to create.")],
-    split: Annotated[
-        Literal["record", "prompt", "user"], typer.Option("--split", help="How records will be split: recorded.")
-    ] = "record",
-    ties: Annotated[
-        Literal["drop", "keep"], typer.Option("--ties", help="Keep ties as groups with both pictures picked.")
-    ] = "drop",
-    partial: Annotated[bool, typer.Option("--partial", help="Import what is there though shards are missing.")] = False,
-    replace: Annotated[bool, typer.Option("--replace", help="Put it in the place of an older dataset.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Turn the public Pick-a-Pic shards (v1 or v2, with pictures) into a dataset.
-
-    Streams the shards once. Says how many rows each rule removed, and how much of the test records each way of
-    splitting lets training see; to split by prompt or user, set data.split_by in the parameters as well.
-
-    Examples:
-
-      perfusion data import-pickapic ~/pickapic_v1/data data
-      perfusion data import-pickapic '~/pickapic_v2/data/validation-*' data --split prompt
-    """
-    from perfusion.data.pickapic import import_pickapic as run
-
-    report = run(Path(source).expanduser(), out, split=split, ties=ties, partial=partial, replace=replace)
-    if as_json:
-        print_json(report)
-        return
-    rules = [(row["rule"], row["says"], row["removed"], row["left"]) for row in report["rules"]]
-    print_table(f"{out}: {report['rows']} rows", ("rule", "an imported row", "removed", "left"), rows=rules)
-    keys = (
-        "records",
-        "users",
-        "records_of_active_users",
-        "pictures",
-        "best_image_uid_disagrees",
-        "seconds",
-        "mb_per_s",
-    )
-    print_table("imported", ("", ""), [(key, report[key]) for key in keys])
-    leaks = [
-        (way + (" (chosen)" if way == report["split"] else ""), *(f"{share:.1%}" for share in shares.values()))
-        for way, shares in report["leakage"].items()
-    ]
-    print_table("of the test records, seen in training", ("split by", "pictures", "prompts", "users"), leaks)
-    if split != "record":
-        typer.echo(f"set data.split_by: {split} in the parameters, so that the split stage does so")
 
 
 def _line(value: object) -> object:
@@ -187,5 +149,5 @@ def _line(value: object) -> object:
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
 
 
-for command in (sample, import_pickapic, validate, describe):
+for command in (sample, *cli_import.COMMANDS, validate, describe):
     app.command(help=help_text(command))(command)

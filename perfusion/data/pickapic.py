@@ -8,13 +8,11 @@ stays on the screen for the next pair, so that the same picture is best in one r
 from __future__ import annotations
 
 import glob
-import hashlib
 import json
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,18 +21,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from perfusion.data.importing import QUARANTINE, Pictures, Rule, active_records, examine, is_inside, ledger
 from perfusion.data.layout import GROUP_SCHEMA, ImageWriter, new_folder, write_rows
 from perfusion.data.leakage import leakage
-from perfusion.data.pictures import stored_fault
 from perfusion.data.query import database
 from perfusion.errors import DataError
 from perfusion.progress import Progress
 
-__all__ = ["RULES", "Rule", "import_pickapic"]
+__all__ = ["RULES", "import_pickapic"]
 
 _TEXT = (pa.types.is_string, pa.types.is_large_string)
 _NUMBER = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
-_BYTES = (pa.types.is_binary, pa.types.is_large_binary)
+_PICTURE = (pa.types.is_binary, pa.types.is_large_binary, *_TEXT)
 COLUMNS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "are_different": ("a truth value", _NUMBER),
     "best_image_uid": ("text", _TEXT),
@@ -43,8 +41,8 @@ COLUMNS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "has_label": ("a truth value", _NUMBER),
     "image_0_uid": ("text", _TEXT),
     "image_1_uid": ("text", _TEXT),
-    "jpg_0": ("binary", _BYTES),
-    "jpg_1": ("binary", _BYTES),
+    "jpg_0": ("binary, or the paths of files", _PICTURE),
+    "jpg_1": ("binary, or the paths of files", _PICTURE),
     "label_0": ("a number", _NUMBER),
     "label_1": ("a number", _NUMBER),
     "ranking_id": ("a whole number or text", (pa.types.is_integer, *_TEXT)),
@@ -54,31 +52,8 @@ _SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)(?:-[0-9a-f]+)?\.parquet")
 _SAFE_ID = r"[A-Za-z0-9_]([A-Za-z0-9_\-]|\.[A-Za-z0-9_\-])*\.?"  # as `is_safe_id`: no two dots in a row
 _ROWS = 64  # rows whose pictures are in memory at a time
 _STREAM = 8 << 20  # bytes of a column read ahead; a row group may be larger than memory
-_QUARANTINE = pa.schema(
-    [("file", pa.string()), ("row", pa.int64()), ("record_id", pa.string()), ("rule", pa.string()),
-     ("value", pa.string())]
-)  # fmt: skip
 
 Ties = Literal["drop", "keep"]
-
-
-@dataclass(frozen=True)
-class Rule:
-    """One reason not to import a row; a row counts under the first that it breaks.
-
-    Attributes:
-        name: short and stable.
-        says: what holds of an imported row.
-        quarantined: the row is faulty and is listed in quarantine.parquet; False: sound, and of no use.
-        broken: condition in SQL over the columns; empty where it takes other rows or the pictures to tell.
-        value: SQL of the value to show.
-    """
-
-    name: str
-    says: str
-    quarantined: bool
-    broken: str = ""
-    value: str = "''"
 
 
 RULES = (
@@ -144,7 +119,7 @@ def import_pickapic(
         _check_shard(shard)
     rows, disagree = _judge_columns(shards, ties)
     with new_folder(out, replace) as built:
-        pictures = _Pictures()
+        pictures = Pictures()
         with ImageWriter(built / "images") as writer:
             _store_pictures(shards, rows, pictures, writer)
         rows = _judge_pictures(rows, pictures)
@@ -156,17 +131,16 @@ def import_pickapic(
         users = pc.unique(groups["user_id"])
         write_rows(built / "groups.parquet", GROUP_SCHEMA, [groups])
         write_rows(built / "users.parquet", pa.schema([("user_id", pa.string())]), [pa.table({"user_id": users})])
-        write_rows(built / "quarantine.parquet", _QUARANTINE, [_quarantine(rows, shards)])
-        counts = pc.value_counts(groups["user_id"]).field("counts").to_numpy()
+        write_rows(built / "quarantine.parquet", QUARANTINE, [_quarantine(rows, shards)])
         seconds = time.monotonic() - began
         report = {
             "source": [shard.name for shard in shards],
             "shards": len(shards),
             "rows": len(rows),
-            "rules": _ledger(len(rows), removed),
+            "rules": ledger(RULES, len(rows), removed),
             "records": len(groups),
             "users": len(users),
-            "records_of_active_users": int(counts[counts >= 10].sum()),
+            "records_of_active_users": active_records(groups),
             "pictures": len(pictures.contents),
             "bytes": pictures.size,
             "best_image_uid_disagrees": disagree,
@@ -225,7 +199,7 @@ def _check_shard(shard: Path) -> None:
         )
     for name, (wanted, checks) in COLUMNS.items():
         kind = schema.field(name).type
-        if pa.types.is_struct(kind) and checks is _BYTES and kind.get_field_index("bytes") >= 0:
+        if pa.types.is_struct(kind) and checks is _PICTURE and kind.get_field_index("bytes") >= 0:
             kind = kind.field("bytes").type
         if not any(check(kind) for check in checks):
             raise DataError(f"{shard}: column {name} is {kind}, want {wanted}; convert the column and write it again")
@@ -245,7 +219,7 @@ def _judge_columns(shards: Sequence[Path], ties: Ties) -> tuple[pa.Table, int]:
         f"SELECT *, {index} AS file FROM read_parquet('{_quoted(shard)}', file_row_number = true)"
         for index, shard in enumerate(shards)
     ]
-    needed = ", ".join(name for name, (_, checks) in COLUMNS.items() if checks is not _BYTES)
+    needed = ", ".join(name for name, (_, checks) in COLUMNS.items() if checks is not _PICTURE)
     with database() as query:
         query.execute("CREATE TABLE found (file INT, row BIGINT, " + ", ".join(_FOUND) + ")")
         for file in files:
@@ -282,34 +256,7 @@ def _quoted(path: Path) -> str:
     return str(path).replace("'", "''")
 
 
-@dataclass
-class _Pictures:
-    """Pictures met so far.
-
-    Attributes:
-        stored: a picture's id -> the id under which its bytes are stored.
-        contents: hash of the bytes -> that id.
-        faults: id -> what was wrong with it where it was met.
-        size: bytes of all that are stored.
-    """
-
-    stored: dict[str, str] = field(default_factory=dict)
-    contents: dict[bytes, str] = field(default_factory=dict)
-    faults: dict[str, str] = field(default_factory=dict)
-    size: int = 0
-
-    def add(self, image_id: str, digest: bytes, fault: str | None, size: int) -> bool:
-        """Remember a picture; whether its bytes are new and have to be stored."""
-        if fault is not None:
-            self.faults.setdefault(image_id, fault)
-            return False
-        new = digest not in self.contents
-        self.stored[image_id] = self.contents.setdefault(digest, image_id)
-        self.size += size if new else 0
-        return new
-
-
-def _store_pictures(shards: Sequence[Path], rows: pa.Table, pictures: _Pictures, writer: ImageWriter) -> None:
+def _store_pictures(shards: Sequence[Path], rows: pa.Table, pictures: Pictures, writer: ImageWriter) -> None:
     """Read the pictures of rows that may be imported, and store those not stored yet."""
     sound = rows.filter(pc.is_null(rows["rule"]))
     files = sound["file"].to_numpy()
@@ -324,8 +271,8 @@ def _store_pictures(shards: Sequence[Path], rows: pa.Table, pictures: _Pictures,
             for start, batch in _picture_batches(shard, numbers, ids, pictures.stored):
                 low, high = np.searchsorted(numbers, [start, start + batch.num_rows])
                 for side, column in enumerate(batch.columns):
-                    data = pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
-                    _store_batch(data, numbers[low:high] - start, ids[side][low:high], pictures, writer, pool)
+                    places = numbers[low:high] - start
+                    _store_batch(column, shard.parent, places, ids[side][low:high], pictures, writer, pool)
                 progress.show(done + start + batch.num_rows, {"pictures": len(pictures.contents)})
             done += int(pc.sum(pc.equal(rows["file"], index)).as_py() or 0)
             progress.show(done, {"pictures": len(pictures.contents)})
@@ -351,7 +298,7 @@ def _picture_batches(
 
 
 def _store_batch(
-    column: pa.Array, places: np.ndarray, ids: Sequence[str], pictures: _Pictures, writer: ImageWriter,
+    column: pa.Array, folder: Path, places: np.ndarray, ids: Sequence[str], pictures: Pictures, writer: ImageWriter,
     pool: ThreadPoolExecutor,
 ) -> None:  # fmt: skip
     """Store those of the pictures `ids`, found at `places` of the column, whose bytes are new."""
@@ -360,8 +307,8 @@ def _store_batch(
         if image_id not in pictures.stored:
             waiting.setdefault(image_id, []).append(place)
     while waiting:  # a picture that is broken in one row may be whole in another
-        data = column.take(pa.array([rows.pop(0) for rows in waiting.values()])).cast(pa.binary())
-        found = pool.map(_examine, data)
+        data = _encoded(column.take(pa.array([rows.pop(0) for rows in waiting.values()])), folder)
+        found = pool.map(examine, (value.as_buffer() for value in data))
         fresh = [pictures.add(image_id, *facts) for image_id, facts in zip(waiting, found, strict=True)]
         if any(fresh):
             batch = pa.record_batch([pa.array(list(waiting), pa.string()), data], schema=ImageWriter.schema)
@@ -369,15 +316,28 @@ def _store_batch(
         waiting = {name: rows for name, rows in waiting.items() if rows and name not in pictures.stored}
 
 
-def _examine(data: pa.BinaryScalar) -> tuple[bytes, str | None, int]:
-    """Hash of a picture's bytes, what is wrong with them, their number; nothing is copied."""
-    encoded = data.as_buffer()
-    if encoded is None or not encoded.size:
-        return b"", "no bytes", 0
-    return hashlib.blake2b(encoded, digest_size=16).digest(), stored_fault(encoded), encoded.size
+def _encoded(column: pa.Array, folder: Path) -> pa.Array:
+    """Pictures as bytes, which stand in the column, in the field `bytes` of a struct, or in the file of a path.
+
+    Paths start from the folder of the shard; one that leaves it, or leads nowhere, gives null.
+    """
+    if pa.types.is_struct(column.type):
+        data = pc.struct_field(column, "bytes").cast(pa.binary())
+        if not data.null_count or column.type.get_field_index("path") < 0:
+            return data
+        paths = pc.struct_field(column, "path").to_pylist()
+        known = zip(data, paths, strict=True)
+        return pa.array([byte.as_py() or _file(folder, path) for byte, path in known], pa.binary())
+    if any(is_text(column.type) for is_text in _TEXT):
+        return pa.array([_file(folder, path) for path in column.to_pylist()], pa.binary())
+    return column.cast(pa.binary())
 
 
-def _judge_pictures(rows: pa.Table, pictures: _Pictures) -> pa.Table:
+def _file(folder: Path, path: str | None) -> bytes | None:
+    return (folder / path).read_bytes() if path and is_inside(path) and (folder / path).is_file() else None
+
+
+def _judge_pictures(rows: pa.Table, pictures: Pictures) -> pa.Table:
     """The same rows; those whose pictures turned out to be broken or one and the same have a rule now."""
     rules, values = rows["rule"].to_pylist(), rows["value"].to_pylist()
     ids = zip(rows["image_0"].to_pylist(), rows["image_1"].to_pylist(), strict=True)
@@ -415,23 +375,10 @@ def _quarantine(rows: pa.Table, shards: Sequence[Path]) -> pa.Table:
     bad = rows.filter(pc.is_in(rows["rule"], pa.array([rule.name for rule in RULES if rule.quarantined])))
     names = pa.array([shard.name for shard in shards], pa.string()).take(bad["file"].combine_chunks())
     columns = [names, bad["row"], bad["record_id"], bad["rule"], bad["value"].fill_null("")]
-    return pa.table(columns, schema=_QUARANTINE)
+    return pa.table(columns, schema=QUARANTINE)
 
 
 def _removed(rows: pa.Table) -> dict[str, int]:
     counts = rows["rule"].drop_null().value_counts().to_pylist()
     found = {item["values"]: item["counts"] for item in counts}
     return {rule.name: found.get(rule.name, 0) for rule in RULES}
-
-
-def _ledger(rows: int, removed: Mapping[str, int]) -> list[dict[str, Any]]:
-    """One line a rule: what it removed and what was left after it."""
-    left = rows
-    lines = []
-    for rule in RULES:
-        left -= removed[rule.name]
-        lines.append(
-            {"rule": rule.name, "says": rule.says, "quarantined": rule.quarantined, "removed": removed[rule.name],
-             "left": left}
-        )  # fmt: skip
-    return lines

@@ -18,7 +18,7 @@ from perfusion.errors import DataError
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-__all__ = ["describe_dataset", "images_seen", "table_one"]
+__all__ = ["describe_dataset", "images_seen", "table_one", "whole_records"]
 
 _COMPLETE = """
     user_id IS NOT NULL AND prompt IS NOT NULL
@@ -44,7 +44,7 @@ def table_one(groups: Path, among: str = "true") -> dict[str, Any]:
         DataError: the file cannot be read.
     """
     with database() as query:
-        _whole_records(query, groups, among)
+        whole_records(query, groups, among)
         rows = query.sql("SELECT len(image_ids), list_sum(picked::UTINYINT[]), count(*) FROM whole GROUP BY ALL")
         sizes: Counter[int] = Counter()
         picked: Counter[int] = Counter()
@@ -95,7 +95,7 @@ def describe_dataset(root: Path, hashed: bool = True) -> tuple[dict[str, object]
 def images_seen(groups: Path) -> float:
     """Share of the candidates of split `test` whose picture also stands in a group of split `train`."""
     with database() as query:
-        _whole_records(query, groups, "true")
+        whole_records(query, groups, "true")
         trained, tested = (
             query.sql(
                 "SELECT hash(unnest(image_ids)) AS image FROM whole WHERE split = ?", params=[split]
@@ -109,7 +109,8 @@ def images_seen(groups: Path) -> float:
     return int((known[np.minimum(place, len(known) - 1)] == asked).sum()) / len(asked)
 
 
-def _whole_records(query: DuckDBPyConnection, groups: Path, among: str) -> None:
+def whole_records(query: DuckDBPyConnection, groups: Path, among: str) -> None:
+    """Make the view `whole`: the records among `groups` that lack nothing."""
     path = str(groups).replace("'", "''")
     query.execute(f"CREATE VIEW whole AS SELECT * FROM read_parquet('{path}') WHERE {_COMPLETE} AND ({among})")
 

@@ -15,7 +15,8 @@ from flows.cli_headline import print_headline
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMMANDS = [
     "retrain", "stage", "schedule", "report", "compare", "score", "generate", "promote", "rollback", "history",
-    "doctor", "ui", "data sample", "data import-pickapic", "data validate", "data describe",
+    "doctor", "ui", "evaluate-experts", "evaluate-outcomes", "data sample", "data import-pickapic", "data import-hpd",
+    "data import-imagereward", "data validate", "data describe",
 ]  # fmt: skip
 
 
@@ -114,7 +115,8 @@ def test_doctor_speaks_json_and_knows_the_twins(capsys: pytest.CaptureFixture[st
 
 def test_every_command_is_registered_once() -> None:
     names = [command.name for command in app.registered_commands]
-    assert len(names) == len(set(names)) == 12
+    assert len(names) == len(set(names))
+    assert set(names) == {command for command in COMMANDS if " " not in command}
 
 
 def test_data_is_made_described_and_judged(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -156,6 +158,58 @@ def test_pickapic_is_imported_and_its_ledger_shown(capsys: pytest.CaptureFixture
     code, _, err = run(capsys, "data", "import-pickapic", str(tmp_path / "none"), str(tmp_path / "other"))
     assert code == 2
     assert "no parquet shard here" in err
+
+
+def test_a_description_is_one_page_with_charts(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    folder, out = str(tmp_path / "sample"), tmp_path / "described"
+    run(capsys, "data", "sample", "--users", "6", "--dirt", "--out", folder)
+    code, said, err = run(capsys, "data", "describe", folder, "--no-hash", "--json", "--out", str(out))
+    assert code == 0
+    assert f"page: {out / 'index.html'}" in err
+    kept = json.loads((out / "describe.json").read_text())
+    assert kept.items() >= json.loads(said).items()
+    assert len(list(out.glob("*.png"))) == 7
+
+
+def test_ratings_are_asked_for_and_evaluated(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    items, sheet, out = tmp_path / "items.csv", tmp_path / "sheet.csv", tmp_path / "out"
+    items.write_text("item,arm\n" + "".join(f"i{n},{arm}\n" for n in range(25) for arm in ("ai", "human")))
+    asked = ("--template", str(sheet), "--items", str(items), "--rater", "anna", "--rater", "ben")
+    code, said, _ = run(capsys, "evaluate-experts", *asked)
+    assert (code, said) == (0, f"{sheet}: 700 ratings to give\n")
+    lines = sheet.read_text().splitlines()
+    given = [line + ("1" if ",ai," in line or number % 2 else "2") for number, line in enumerate(lines[1:-1])]
+    sheet.write_text("\n".join([lines[0], *given, lines[-1]]))
+    code, said, _ = run(capsys, "evaluate-experts", str(sheet), "--out", str(out))
+    assert code == 0
+    assert all(word in said for word in ("craft design", "82.28%", "700 rows, 699 used", "blank", "rating of its own"))
+    assert json.loads((out / "experts.json").read_text())["set_aside"]["blank"] == 1
+    assert (out / "experts.png").read_bytes().startswith(b"\x89PNG")
+    assert (out / "quarantine.csv").read_text().splitlines()[1].startswith("700,blank,")
+    code, _, err = run(capsys, "evaluate-experts")
+    assert code == 2
+    assert "no ratings given" in err
+    code, _, err = run(capsys, "evaluate-experts", str(sheet), "--baseline", "robot")
+    assert code == 2
+    assert "needs the baseline 'robot'" in err
+
+
+def test_outcomes_are_evaluated(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    from perfusion.evaluation.outcomes import COUNTS
+
+    rows = [f"s{n},{arm},10000,{100 + n + up},9000,{90 + up},{20 + n},5" for n in range(25)
+            for arm, up in (("ai", 20), ("human", 0))]  # fmt: skip
+    rows += ["tiny,ai,5,1,5,1,1,0", "tiny,human,5,1,5,1,1,0", "odd,robot,1,1,1,1,1,1"]
+    events, out = tmp_path / "events.csv", tmp_path / "out"
+    events.write_text("\n".join([",".join(("store", "arm", *COUNTS)), *rows]))
+    code, said, _ = run(capsys, "evaluate-outcomes", str(events), "--out", str(out))
+    assert code == 0
+    assert all(word in said for word in ("search_ctr", "+17.81%", "than the limit", "of 26 stores", "53 rows, 52 used"))
+    report = json.loads((out / "outcomes.json").read_text())
+    code, said, _ = run(capsys, "evaluate-outcomes", str(events), "--json")
+    assert json.loads(said) == report
+    assert "tiny,,few_impressions" in (out / "stores.csv").read_text()
+    assert (out / "outcomes.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_headline_shows_what_exists_and_says_what_does_not(capsys: pytest.CaptureFixture[str]) -> None:

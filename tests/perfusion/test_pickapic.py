@@ -184,6 +184,23 @@ def test_pictures_of_other_tools_are_structs(tmp_path):
     assert ImageStore(tmp_path / "data" / "images").encoded([uid(12)]) == [jpeg(12)]
 
 
+def test_pictures_may_be_files_beside_their_shard(tmp_path):
+    """As text, or as the path of a struct whose bytes were left out; a path never leads out of the folder."""
+    folder = write(tmp_path / "shards", [pair(1, 10, 11), pair(2, 11, 12), pair(3, 13, 14)])
+    shard = folder / NAME.format(0, 1)
+    table = pq.read_table(shard)
+    for n in (10, 11, 12, 13):
+        (folder / f"{n}.jpg").write_bytes(jpeg(n))
+    (tmp_path / "14.jpg").write_bytes(jpeg(14))
+    structs = pa.array([{"bytes": None, "path": path} for path in ("11.jpg", "12.jpg", "../14.jpg")],
+                       pa.struct([("bytes", pa.binary()), ("path", pa.string())]))  # fmt: skip
+    table = table.drop_columns(["jpg_0", "jpg_1"]).append_column("jpg_1", structs)
+    pq.write_table(table.append_column("jpg_0", pa.array(["10.jpg", "11.jpg", "13.jpg"])), shard)
+    report = import_pickapic(folder, tmp_path / "data")
+    assert (report["records"], removed(report)) == (2, {"picture": 1})
+    assert ImageStore(tmp_path / "data" / "images").encoded([uid(10), uid(12)]) == [jpeg(10), jpeg(12)]
+
+
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "JPEG"])
 def test_truncated_pictures_of_any_format_are_found(kind):
     buffer = io.BytesIO()
