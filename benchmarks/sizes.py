@@ -48,11 +48,19 @@ class Size:
         return unet.requires_grad_(False)
 
     def build_pan(self, unet: UNet2DConditionModel, device: str) -> PersonalAdaptiveNetwork:
-        """An adaptive network on it that has something to say: its zero layers are not zero."""
-        with torch.device(device):
-            pan = PersonalAdaptiveNetwork.from_unet(unet, CARDINALITIES)
-        for layer in (pan.enter, pan.leave_mid, *pan.leave):
-            torch.nn.init.normal_(layer.weight, std=1e-3)
+        """A network on it that has something to say: its zero layers are not zero.
+
+        It is made without memory first, as loading one does: to be built it makes a whole U-Net on the way.
+        """
+        with torch.device("meta"):
+            pan = PersonalAdaptiveNetwork(dict(unet.config), CARDINALITIES)
+        if device == "meta":
+            return pan
+        pan.to_empty(device=device)
+        for weight in pan.parameters():
+            torch.nn.init.normal_(weight, std=1e-3)
+        for name in ("conv_in", "time_embedding", "down_blocks", "mid_block"):
+            getattr(pan, name).load_state_dict(getattr(unet, name).state_dict())
         return pan
 
     def users(self, count: int) -> Tensor:
