@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from benchmarks.common import measure, peak_memory, record, show
 from benchmarks.sizes import SIZES, SizeName, build_parser
+from perfusion.generation.pan import PersonalAdaptiveNetwork
 from perfusion.generation.predictors import Predictor, predict_from_pan, predict_from_unet
 from perfusion.generation.preference import (
     denoising_error,
@@ -32,6 +33,8 @@ from perfusion.generation.preference import (
     pairwise_preference_loss,
     reference_gap,
 )
+
+from diffusers import UNet2DConditionModel  # isort: skip
 
 __all__ = ["ARMS", "BASELINE", "Arms", "arms", "main", "peak_on_device"]
 
@@ -81,19 +84,19 @@ class _Steps:
         self.stateless = size == "sd15" and device == "cpu"
 
     @cached_property
-    def frozen(self) -> nn.Module:
+    def frozen(self) -> UNet2DConditionModel:
         """The backbone of the adaptive network, and the reference of DPO."""
         torch.manual_seed(0)
         return self.size.build_unet(self.device, self.latent).eval()
 
     @cached_property
-    def policy(self) -> nn.Module:
+    def policy(self) -> UNet2DConditionModel:
         """A U-Net that trains as a whole."""
         torch.manual_seed(0)
         return self.size.build_unet(self.device, self.latent).requires_grad_(True).train()
 
     @cached_property
-    def pan(self) -> nn.Module:
+    def pan(self) -> PersonalAdaptiveNetwork:
         return self.size.build_pan(self.frozen, self.device).train()
 
     @cached_property
