@@ -22,9 +22,9 @@ from benchmarks.common import Timing, measure, record, show
 from perfusion.config import ClipConfig, RewardConfig
 from perfusion.data import FeatureEncoder, GroupTable
 from perfusion.reward import PerFusionRM, PerFusionRMConfig, cosine_similarity, group_loss
-from perfusion.reward.backbones import build_tokenizer
 from perfusion.reward.batches import NOTHING, Candidates, gather, spread
 from perfusion.reward.frozen import Frozen, start_fits
+from perfusion.reward.words import build_tokenizer
 from perfusion.scorers import PersonalScore, PickScore
 from perfusion.scorers.tables import row_scorer
 

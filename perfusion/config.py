@@ -86,9 +86,16 @@ class DataConfig(Section):
 
 
 class ClipConfig(Section):
-    """The CLIP backbone: real weights by path or hub id, else a tiny twin trained in the `backbones` stage."""
+    """The reward backbone: real weights by path or hub id, else a tiny twin trained in the `backbones` stage.
 
-    path: str | None = Field(None, description="directory or hub id of a CLIPModel; None trains the twin")
+    It is CLIP but for Table 5. SigLIP and ViLT run through pickscore, reward and evaluate-reward; what judges drawn
+    pictures (evaluate-generator) needs CLIP's embeddings and refuses them.
+    """
+
+    kind: Literal["clip", "siglip", "vilt"] = Field(
+        "clip", description="its class (Table 5): CLIPModel, SiglipModel, ViltForImageAndTextRetrieval (full only)"
+    )
+    path: str | None = Field(None, description="directory or hub id of a model of that class; None trains the twin")
     processor: str | None = Field(None, description="where its tokenizer and image processor are, if apart")
     sha256: str | None = Field(None, description="expected hash of the weights file; None skips the check")
     optimiser: OptimiserConfig = OptimiserConfig(steps=1200, lr=3e-3, warmup=50)
@@ -124,7 +131,9 @@ class RewardConfig(Section):
     optimiser: OptimiserConfig = OptimiserConfig(steps=450, lr=3e-3, warmup=30, weight_decay=0.5)
     batch_groups: Count = Field(64, description="groups a step; 128 in App. B.3")
     backbone: Literal["pickscore", "clip"] = Field("pickscore", description="frozen towers; PickScore in App. B.3")
-    variant: Literal["full", "shared", "vision_only", "text_only"] = Field("full", description="Fig. 5")
+    variant: Literal["full", "shared", "vision_only", "text_only"] = Field(
+        "full", description="Fig. 5; full is a plug-in for each encoder, and all there is for ViLT, which has one"
+    )
     embedding_dim: Count = Field(16, description="width of each feature embedding")
     embedding_std: Positive = Field(0.3, description="standard deviation of the initial embeddings")
     cross_layers: Count = Field(3, description="layers of the cross network (Eq. 2)")

@@ -59,16 +59,16 @@ def backbones(run: StageRun) -> Metrics:
 
 
 def _clip(run: StageRun) -> Metrics:
-    """The CLIP backbone: given weights, checked; else a twin trained on captioned pictures."""
-    from perfusion.reward import load_clip, pretrain_clip
+    """The reward backbone: given weights, checked; else a twin trained on captioned pictures."""
+    from perfusion.reward import load_backbone, pretrain_twin
 
     config = run.params.clip
     with whole(run.workspace.clip) as (out,):
         if config.path is not None:
-            load_clip(config.path, config.sha256, config.processor).save(out)
+            load_backbone(config.path, config.sha256, config.processor, (config.kind,)).save(out)
             return {}
         pictures = _corpus(run, config.pictures)
-        return pretrain_clip(pictures, config, out, run.training("clip", config.optimiser))
+        return pretrain_twin(pictures, config, out, run.training("clip", config.optimiser))
 
 
 def _diffusion(run: StageRun) -> Metrics:

@@ -24,8 +24,10 @@ from perfusion.errors import DataError
 from perfusion.evaluation.controls import random_scores, wrong_users
 from perfusion.evaluation.ranking import group_aucs, group_average_precision, ranking_report
 from perfusion.progress import Progress
-from perfusion.reward import PerFusionRM, load_clip
+from perfusion.reward import PerFusionRM, TwoTowers, load_backbone
 from perfusion.scorers import ClipScore, PersonalScore, PickScore, Scorer
+from perfusion.scorers.cosine import CosineScore
+from perfusion.scorers.match import MatchScore
 from perfusion.scorers.tables import RowScorer, row_scorer
 from perfusion.statistics import cluster_statistic, paired_difference
 from perfusion.world import load_truth
@@ -34,6 +36,7 @@ from perfusion.world.references import reference_scores
 __all__ = [
     "CONTESTANTS",
     "RewardScorers",
+    "blind_scorer",
     "calibration",
     "evaluate_reward",
     "feature_slices",
@@ -94,7 +97,7 @@ def evaluate_reward(
     truth = load_truth(data_dir)
     tables = load_tables(data_dir, split_dir, image_size, encoder=model.encoder, splits=SPLITS)
     scorers = RewardScorers(
-        PersonalScore(model), PickScore(load_clip(pickscore_dir), twin), ClipScore(load_clip(clip_dir), twin)
+        PersonalScore(model), blind_scorer(PickScore, pickscore_dir, twin), blind_scorer(ClipScore, clip_dir, twin)
     )
     scores = {split: score_groups(tables[split], scorers, split, seed) for split in SPLITS}
     references = {}
@@ -111,6 +114,14 @@ def evaluate_reward(
     calibration(tables["test"], scores["test"]["perfusion_rm"]).to_csv(out_dir / "calibration.csv", index=False)
     atomic_write(out_dir / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False).encode())
     return metrics
+
+
+def blind_scorer(family: type[CosineScore], folder: Path, twin: bool) -> Scorer:
+    """The backbone in `folder` as a user-blind scorer: a cosine, or of one encoder its own score."""
+    backbone = load_backbone(folder)
+    if isinstance(backbone, TwoTowers):
+        return family(backbone, twin)
+    return MatchScore(backbone, twin, backbone.kind)
 
 
 def score_groups(table: GroupTable, scorers: RewardScorers, split: str, seed: int) -> dict[str, Tensor]:

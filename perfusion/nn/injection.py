@@ -1,4 +1,4 @@
-"""Injection of user knowledge into every layer of a frozen CLIP tower (Eq. 3 and 5)."""
+"""Injection of user knowledge into every layer of a frozen encoder (Eq. 3 and 5)."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.models.clip.modeling_clip import CLIPEncoderLayer, CLIPTextModel, CLIPVisionModel
+from transformers.models.clip.modeling_clip import CLIPEncoderLayer
+from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
+from transformers.models.vilt.modeling_vilt import ViltLayer
 
 from perfusion.errors import ConfigError
 
-__all__ = ["PersonalEncoderLayer", "make_injectable"]
+__all__ = ["PersonalEncoderLayer", "PersonalSiglipLayer", "PersonalViltLayer", "make_injectable"]
 
 
 class PersonalEncoderLayer(CLIPEncoderLayer):
@@ -27,14 +29,10 @@ class PersonalEncoderLayer(CLIPEncoderLayer):
         index: l, its place in the tower, from 0.
     """
 
-    def __init__(self, layer: CLIPEncoderLayer, index: int) -> None:
+    def __init__(self, layer: nn.Module, index: int) -> None:
         super(GradientCheckpointingLayer, self).__init__()
-        self.embed_dim = layer.embed_dim
+        _adopt(self, layer)
         self.index = index
-        self.self_attn = layer.self_attn
-        self.layer_norm1 = layer.layer_norm1
-        self.mlp = layer.mlp
-        self.layer_norm2 = layer.layer_norm2
 
     def forward(
         self,
@@ -62,15 +60,66 @@ class PersonalEncoderLayer(CLIPEncoderLayer):
         return hidden_states + self.mlp(normed)
 
 
-def make_injectable(tower: CLIPTextModel | CLIPVisionModel) -> None:
-    """Replace the tower's layers in place by `PersonalEncoderLayer`s; its forward then takes `knowledge=`.
+class PersonalSiglipLayer(PersonalEncoderLayer, SiglipEncoderLayer):
+    """The same for SigLIP, whose layers have CLIP's parts under CLIP's names (Eq. 3, 5)."""
+
+
+class PersonalViltLayer(ViltLayer):
+    """The same for ViLT, whose layers have parts of their own (Eq. 3, 5).
+
+    Args:
+        layer: the layer to replace.
+        index: l, its place in the encoder, from 0.
+    """
+
+    def __init__(self, layer: nn.Module, index: int) -> None:
+        super(GradientCheckpointingLayer, self).__init__()
+        _adopt(self, layer)
+        self.index = index
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        output_attentions: bool = False,
+        knowledge: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        """One layer (Eq. 3, 5); arguments and result are `ViltLayer`'s, and see `PersonalEncoderLayer`."""
+        normed = self.layernorm_before(hidden_states)
+        if knowledge is not None:
+            normed = normed + knowledge[:, None, self.index, 0]  # u_attn^l
+        attended, *weights = self.attention(normed, attention_mask, output_attentions=output_attentions)
+        hidden_states = attended + hidden_states
+
+        normed = self.layernorm_after(hidden_states)
+        if knowledge is not None:
+            normed = normed + knowledge[:, None, self.index, 1]  # u_ffn^l
+        return self.output(self.intermediate(normed), hidden_states), *weights
+
+
+_PERSONAL: dict[type[nn.Module], type[nn.Module]] = {
+    CLIPEncoderLayer: PersonalEncoderLayer,
+    SiglipEncoderLayer: PersonalSiglipLayer,
+    ViltLayer: PersonalViltLayer,
+}
+
+
+def make_injectable(layers: nn.ModuleList) -> None:
+    """Replace an encoder's layers in place by ones that take `knowledge=`.
 
     Raises:
-        ConfigError: the tower is not built of CLIP encoder layers.
+        ConfigError: the encoder is not built of CLIP's, SigLIP's or ViLT's layers.
     """
-    layers: nn.ModuleList = tower.encoder.layers
     for index, layer in enumerate(layers):
-        if not isinstance(layer, CLIPEncoderLayer):
-            raise ConfigError(f"layer {index} is a {type(layer).__name__}; injection knows CLIPEncoderLayer only")
-        if not isinstance(layer, PersonalEncoderLayer):
-            layers[index] = PersonalEncoderLayer(layer, index)
+        if isinstance(layer, tuple(_PERSONAL.values())):
+            continue
+        if type(layer) not in _PERSONAL:
+            known = ", ".join(kind.__name__ for kind in _PERSONAL)
+            raise ConfigError(f"layer {index} is a {type(layer).__name__}; injection knows {known} only")
+        layers[index] = _PERSONAL[type(layer)](layer, index)
+
+
+def _adopt(new: nn.Module, layer: nn.Module) -> None:
+    """Make the parts of `layer` those of `new`, under their names and in their order."""
+    for name, part in layer.named_children():
+        new.add_module(name, part)

@@ -1,51 +1,49 @@
-"""CLIP backbones: real ones from a directory or the hub, and the tiny twin of the same classes."""
+"""What a frozen backbone has to answer so that a reward model can be built around it: CLIP, SigLIP, ViLT (Sec. 5.6).
+
+A backbone reads prompts and pictures with one encoder or two, and matches them. Users are heard in the encoders'
+layers, so what comes before the first layer is the same for everybody and can be kept (`perfusion.reward.frozen`).
+
+Legend: B groups, R rows (candidates of all groups), T tokens, L layers and D width of an encoder, P width of a joint
+embedding.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
-from collections.abc import Iterable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
-from transformers import (
-    AutoImageProcessor,
-    AutoTokenizer,
-    BatchEncoding,
-    CLIPConfig,
-    CLIPImageProcessor,
-    CLIPModel,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-)
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
-from perfusion.config import ClipConfig
-from perfusion.errors import WeightsError
+from perfusion.errors import ConfigError
+from perfusion.reward.losses import cosine_similarity
 
-__all__ = ["Backbone", "PicturePreparation", "build_tokenizer", "load_clip", "twin", "weights_hash"]
+__all__ = ["VARIANTS", "Backbone", "PicturePreparation", "PlugIns", "Told", "TwoTowers", "nobody"]
 
-_SPECIAL = (
-    "<pad>",
-    "<unk>",
-    "<start>",
-    "<end>",
-)  # not id 2 for <end>: transformers reads eos_token_id 2 as a legacy mark
-_TEXT_LENGTH = 32
-_CHUNK = 1 << 20
+Told = Callable[[str], Tensor | None]  # name of an encoder -> what it is told of the groups' users, (B, L, 2, D)
+PlugIns = Mapping[str, tuple[str, ...]]  # name of a plug-in -> the encoders it serves
+
+VARIANTS: dict[str, PlugIns] = {  # of two towers (Fig. 5)
+    "full": {"text": ("text",), "vision": ("vision",)},
+    "shared": {"both": ("text", "vision")},
+    "vision_only": {"vision": ("vision",)},
+    "text_only": {"text": ("text",)},
+}
+
+
+def nobody(encoder: str) -> None:
+    """What an encoder is told when nobody asks."""
+    return
 
 
 @dataclass(frozen=True)
 class PicturePreparation:
-    """uint8 pictures -> what the vision tower takes: CLIP's resize, rescale and normalise, on tensors.
+    """uint8 pictures -> what a vision tower takes: resize, rescale and normalise, on tensors.
 
     Attributes:
         size: side of the tower's input in pixels.
@@ -69,160 +67,173 @@ class PicturePreparation:
 
 
 @dataclass(frozen=True)
-class Backbone:
-    """A CLIP model with what turns prompts and pictures into its inputs."""
+class Backbone(ABC):
+    """A model of transformers that scores a picture for a prompt, with what turns both into its inputs.
 
-    clip: CLIPModel
+    Attributes:
+        model: of `model_class`; its layers may be injectable or not.
+        tokenizer, processor: None only inside a model whose helpers are not attached yet.
+        kind: the name in configurations, transformers' `model_type`.
+        variants: for each variant of PerFusionRM, its plug-ins (Fig. 5).
+    """
+
+    model: Any
     tokenizer: PreTrainedTokenizerBase
-    processor: CLIPImageProcessor
+    processor: Any
+    kind: ClassVar[str]
+    model_class: ClassVar[Any]
+    variants: ClassVar[Mapping[str, PlugIns]]
+
+    @property
+    @abstractmethod
+    def layers(self) -> dict[str, nn.ModuleList]:
+        """The Transformer layers of each encoder, by the encoder's name."""
+
+    @property
+    @abstractmethod
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """(D, L) of each encoder."""
+
+    @property
+    @abstractmethod
+    def side(self) -> int:
+        """Pixels along the square pictures the model takes."""
+
+    @property
+    @abstractmethod
+    def start_shape(self) -> tuple[int, int]:
+        """(T, D) of what the first layer is given of one picture."""
+
+    @property
+    @abstractmethod
+    def text_length(self) -> int:
+        """Tokens a prompt may have; longer ones are cut."""
+
+    @property
+    @abstractmethod
+    def log_scale(self) -> Tensor:
+        """Logarithm of the factor of the match, a scalar: exp(log_scale) is the temperature of Eq. 8."""
+
+    @abstractmethod
+    def picture_start(self, pixel_values: Tensor) -> Tensor:
+        """What the first layer is given of prepared pictures (R, 3, S, S), whoever looks: (R, T, D)."""
+
+    @abstractmethod
+    def scores(
+        self, text: BatchEncoding | Tensor, image: Tensor, group: Tensor, told: Told = nobody,
+        scale: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Scores of R candidates, (R,).
+
+        Args:
+            text: input_ids and attention_mask (B, T) of a prompt per group, or (B, P) embeddings, of two towers.
+            image: (R, 3, S, S) prepared, (R, T, D) of `picture_start`, or (R, P) embeddings, of two towers.
+            group: (R,) long, the group of each candidate.
+            told: what the encoders are told; by default nothing, user-blind.
+            scale: factor of the match; None takes exp(log_scale).
+        """
 
     @property
     def prepare(self) -> PicturePreparation:
         """The picture preparation of `processor`, for square pictures."""
-        vision: Any = self.clip.config.vision_config
-        return PicturePreparation(vision.image_size, tuple(self.processor.image_mean), tuple(self.processor.image_std))
+        return PicturePreparation(self.side, tuple(self.processor.image_mean), tuple(self.processor.image_std))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.device
 
     def tokens(self, prompts: Sequence[str]) -> BatchEncoding:
-        """Tokens on the model's device, padded to the longest prompt and cut at the tower's length."""
-        text: Any = self.clip.config.text_config
+        """Tokens on the model's device, padded to the longest prompt and cut at the model's length."""
         tokens = self.tokenizer(
-            list(prompts), padding=True, truncation=True, max_length=text.max_position_embeddings, return_tensors="pt"
+            list(prompts), padding=True, truncation=True, max_length=self.text_length, return_tensors="pt"
         )
-        return tokens.to(self.clip.device)
+        return tokens.to(self.device)
+
+    def plug_ins(self, variant: str) -> PlugIns:
+        """The plug-ins of a variant.
+
+        Raises:
+            ConfigError: this backbone has no such variant; says why.
+        """
+        if variant not in VARIANTS:
+            raise ConfigError(f"variant = {variant!r}: known are {', '.join(VARIANTS)}")
+        if variant not in self.variants:
+            raise ConfigError(
+                f"reward.variant = {variant!r}: a {self.kind} backbone reads prompt and picture in one encoder, so "
+                f"there is one plug-in to give it and none to share or leave out; use {', '.join(self.variants)}"
+            )
+        return self.variants[variant]
 
     def save(self, folder: Path) -> None:
-        """Write config.json, model.safetensors, tokenizer.json and preprocessor_config.json: what `load_clip` reads."""
-        self.clip.save_pretrained(folder)
+        """Write what `load_backbone` reads: weights, config, tokenizer and image processor."""
+        self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         self.processor.save_pretrained(folder)
 
 
-def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """A word-level tokenizer that knows the words of `texts`; commas and spaces separate, case is ignored."""
-    words = sorted({word for text in texts for word in re.split(r"[,\s]+", text.lower()) if word})
-    vocabulary = {word: index for index, word in enumerate((*_SPECIAL, *words))}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[,\s]+"), behavior="removed")
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<start> $A <end>", special_tokens=[(name, vocabulary[name]) for name in ("<start>", "<end>")]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", bos_token="<start>", eos_token="<end>",
-        model_max_length=_TEXT_LENGTH,
-    )  # fmt: skip
+@dataclass(frozen=True)
+class TwoTowers(Backbone):
+    """A backbone of a text and a vision tower that meet in a joint embedding: CLIP, SigLIP (Eq. 6)."""
 
+    variants: ClassVar[Mapping[str, PlugIns]] = VARIANTS
 
-def twin(texts: Iterable[str], image_size: int, config: ClipConfig) -> Backbone:
-    """An untrained tiny twin: the classes of the real backbone at the sizes of `config`.
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """P, width of the joint embedding."""
 
-    Weights come from torch's global generator: seed it before.
-    """
-    tokenizer = build_tokenizer(texts)
-    sizes = {
-        "hidden_size": config.width,
-        "intermediate_size": 4 * config.width,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "hidden_act": "gelu",
-    }
-    text = {
-        "vocab_size": len(tokenizer),
-        "max_position_embeddings": _TEXT_LENGTH,
-        "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-    }
-    clip = CLIPModel(
-        CLIPConfig(
-            text_config={**sizes, **text},
-            vision_config={**sizes, "image_size": image_size, "patch_size": config.patch},
-            projection_dim=config.projection,
-        )
-    )
-    processor = CLIPImageProcessor(
-        size={"shortest_edge": image_size}, crop_size={"height": image_size, "width": image_size}
-    )
-    return Backbone(clip, tokenizer, processor)
+    @abstractmethod
+    def prompt_embeds(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, knowledge: Tensor | None = None
+    ) -> Tensor:
+        """Embeddings of prompts (R, T), told `knowledge` (R, L, 2, D): (R, P), not normalised."""
 
+    @abstractmethod
+    def picture_embeds(self, start: Tensor, knowledge: Tensor | None = None) -> Tensor:
+        """Embeddings of pictures of which `start` (R, T, D) is kept, told `knowledge`: (R, P), not normalised."""
 
-def load_clip(path: str | Path, sha256: str | None = None, processor: str | Path | None = None) -> Backbone:
-    """Load a CLIP model with its tokenizer and image processor, in evaluation mode.
+    @property
+    def layers(self) -> dict[str, nn.ModuleList]:
+        return {"text": self.model.text_model.encoder.layers, "vision": self.model.vision_model.encoder.layers}
 
-    Args:
-        path: a directory, or a hub id such as "yuvalkirstain/PickScore_v1".
-        sha256: expected hash (see `weights_hash`); None skips the check.
-        processor: directory or hub id of tokenizer and image processor when they are kept apart from the weights.
+    @property
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        config = self.model.config
+        towers = {"text": config.text_config, "vision": config.vision_config}
+        return {name: (tower.hidden_size, tower.num_hidden_layers) for name, tower in towers.items()}
 
-    Raises:
-        WeightsError: nothing there, incomplete, not a CLIP model, or another hash; names the path and the remedy.
-    """
-    folder = _resolve(path)
-    if sha256 is not None and weights_hash(folder) != sha256.lower():
-        raise WeightsError(
-            f"{folder}: weights have sha256 {weights_hash(folder)}, clip.sha256 asks for {sha256}; fetch them again, "
-            "or correct the parameter if the change is meant"
-        )
-    kind = json.loads((folder / "config.json").read_text()).get("model_type")
-    if kind != "clip":
-        raise WeightsError(f"{folder}: config.json says model_type {kind!r}; need a CLIPModel ('clip')")
-    helpers = folder if processor is None else _resolve(processor, weights=False)
-    try:
-        clip = CLIPModel.from_pretrained(folder, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(helpers)
-        images = AutoImageProcessor.from_pretrained(helpers)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise WeightsError(
-            f"{path}: cannot be loaded as a CLIP model with tokenizer and image processor: {error}\n"
-            "Point clip.path at a folder written by save_pretrained, and clip.processor at the one with "
-            "tokenizer.json and preprocessor_config.json if they are apart"
-        ) from error
-    return Backbone(clip.eval(), tokenizer, images)
+    @property
+    def side(self) -> int:
+        return self.model.config.vision_config.image_size
 
+    @property
+    def start_shape(self) -> tuple[int, int]:
+        tower = self.model.vision_model
+        return tower.embeddings.num_positions, tower.config.hidden_size
 
-def weights_hash(folder: Path) -> str:
-    """SHA-256 of the weights: of the file's bytes, or of all shards' in the order of their names.
+    @property
+    def text_length(self) -> int:
+        return self.model.config.text_config.max_position_embeddings
 
-    Raises:
-        WeightsError: no weights in the folder.
-    """
-    files = _weight_files(folder)
-    if not files:
-        raise WeightsError(f"{folder}: no *.safetensors or pytorch_model*.bin; point clip.path at a complete download")
-    digest = hashlib.sha256()
-    for file in files:
-        with open(file, "rb") as stream:
-            while chunk := stream.read(_CHUNK):
-                digest.update(chunk)
-    return digest.hexdigest()
+    @property
+    def log_scale(self) -> Tensor:
+        return self.model.logit_scale
 
+    def scores(
+        self, text: BatchEncoding | Tensor, image: Tensor, group: Tensor, told: Told = nobody,
+        scale: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """See `Backbone.scores`: each tower reads for itself, then `match`."""
+        if not isinstance(text, Tensor):
+            text = self.prompt_embeds(**text, knowledge=told("text"))
+        if image.ndim == 4:
+            image = self.picture_start(image)
+        if image.ndim == 3:
+            knowledge = told("vision")
+            image = self.picture_embeds(image, None if knowledge is None else knowledge[group])
+        return self.match(text[group], image, self.log_scale.exp() if scale is None else scale)
 
-def _weight_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
-
-
-def _resolve(path: str | Path, weights: bool = True) -> Path:
-    """The local folder of a directory or hub id, checked for config and weights."""
-    folder = Path(path)
-    if not folder.is_dir():
-        folder = _download(str(path))
-    if not weights:
-        return folder
-    if not (folder / "config.json").is_file() or not _weight_files(folder):
-        found = ", ".join(sorted(item.name for item in folder.iterdir())[:8]) or "nothing"
-        raise WeightsError(
-            f"{folder}: need config.json and model.safetensors, found {found}; point clip.path at a folder written by "
-            "save_pretrained, or unset it to train the tiny twin"
-        )
-    return folder
-
-
-def _download(name: str) -> Path:
-    remedy = "give clip.path an existing folder, download the model there once, or unset it to train the tiny twin"
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise WeightsError(f"{name}: no such folder, and not a hub id (owner/name); {remedy}")
-    patterns = ["*.json", "*.txt", "model*.safetensors", "pytorch_model*.bin"]
-    try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise WeightsError(f"{name}: no such folder, and the hub does not give it ({error}); {remedy}") from error
+    def match(self, text: Tensor, image: Tensor, scale: Tensor) -> Tensor:
+        """scale * cosine of embeddings (R, P), (R,) (Eq. 6)."""
+        return scale * cosine_similarity(text, image)

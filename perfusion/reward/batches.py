@@ -16,8 +16,7 @@ from perfusion.data import GroupTable
 from perfusion.errors import DataError
 from perfusion.reward.backbones import Backbone
 from perfusion.reward.frozen import Frozen
-from perfusion.reward.losses import cosine_similarity, group_auc
-from perfusion.reward.towers import picture_embeds, picture_start, prompt_embeds
+from perfusion.reward.losses import group_auc
 
 __all__ = [
     "NOTHING",
@@ -66,7 +65,7 @@ def gather(
     Args:
         frozen: what is kept of the table's pictures and of prompts, used instead of them.
     """
-    device = backbone.clip.device
+    device = backbone.device
     valid = table.valid[rows]
     pictures = table.image_index[rows][valid]
     if frozen.pictures is None:
@@ -84,7 +83,7 @@ def _text(prompts: list[str], backbone: Backbone, frozen: Frozen) -> BatchEncodi
     known = frozen.prompts or {}
     if not all(prompt in known for prompt in prompts):
         return backbone.tokens(prompts)
-    return torch.stack([known[prompt] for prompt in prompts]).to(backbone.clip.device)
+    return torch.stack([known[prompt] for prompt in prompts]).to(backbone.device)
 
 
 def spread(scores: Tensor, valid: Tensor) -> Tensor:
@@ -93,15 +92,8 @@ def spread(scores: Tensor, valid: Tensor) -> Tensor:
 
 
 def blind_scores(backbone: Backbone, batch: Candidates) -> Tensor:
-    """User-blind scores exp(logit_scale) * cosine, (R,) (Eq. 6)."""
-    clip, text, image = backbone.clip, batch.text, batch.image
-    if not isinstance(text, Tensor):
-        text = prompt_embeds(clip, **text)
-    if image.ndim == 4:
-        image = picture_start(clip, image)
-    if image.ndim == 3:
-        image = picture_embeds(clip, image)
-    return clip.logit_scale.exp() * cosine_similarity(text[batch.group], image)
+    """User-blind scores, of two towers exp(logit_scale) * cosine, (R,) (Eq. 6)."""
+    return backbone.scores(batch.text, batch.image, batch.group)
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,16 @@ __all__ = ["write_card"]
 
 _CARD = """---
 library_name: transformers
-tags: [reward-model, personalization, clip]
+tags: [reward-model, personalization, {backbone}]
 ---
 # PerFusionRM
 
-Scores candidate pictures for one merchant: scale * cosine of a prompt and a picture, both read by a frozen CLIP whose
-layers are told who the merchant is (after "Sell It Before You Make It", KDD 2026, Eq. 2-9).
+Scores candidate pictures for one merchant: how well a picture matches a prompt, both read by a frozen backbone
+({backbone}) whose layers are told who the merchant is (after "Sell It Before You Make It", KDD 2026, Eq. 2-9).
 
 | | |
 |---|---|
+| backbone | {backbone} |
 | variant | {variant} |
 | user features | {features} |
 | trained parameters | {trained:,} |
@@ -54,12 +55,13 @@ def write_card(model: PerFusionRM, folder: Path) -> None:
         else [f"id {i}" for i in range(len(model.config.cardinalities))]
     )
     text = _CARD.format(
+        backbone=model.blind.kind,
         variant=model.config.variant,
         features=", ".join(f"{name} ({count})" for name, count in zip(names, model.config.cardinalities, strict=True)),
         trained=sum(parameter.numel() for parameter in model.parameters()) - frozen,
         frozen=frozen,
         scale=model.config.scale,
-        side=model.config.backbone_config.vision_config.image_size,
+        side=model.blind.side,
         folder=folder.name,
     )
     atomic_write(folder / "README.md", text.encode())

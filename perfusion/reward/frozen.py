@@ -8,7 +8,7 @@ where the text tower hears of nobody; what that tower's first layer is given is 
 
 Everything is computed in fixed blocks, not when it is first asked for: a resumed training gets the same bytes.
 
-Legend: M pictures, T tokens, D width of the vision tower, P width of the joint embedding.
+Legend: M pictures, T tokens, D width of the encoder that looks at them, P width of the joint embedding.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from perfusion.reward.backbones import Backbone
-from perfusion.reward.towers import picture_embeds, picture_start, prompt_embeds
+from perfusion.reward.backbones import Backbone, TwoTowers
 
 __all__ = ["MOST_PROMPTS", "Frozen", "embed_pictures", "embed_prompts", "start_fits", "start_pictures"]
 
@@ -41,31 +40,30 @@ class Frozen:
     prompts: Mapping[str, Tensor] | None = None
 
 
-def embed_pictures(backbone: Backbone, pixels: Tensor) -> Tensor:
+def embed_pictures(backbone: TwoTowers, pixels: Tensor) -> Tensor:
     """User-blind embeddings of pictures (M, 3, H, W) uint8: (M, P) on the CPU, not normalised."""
-    return _blocks(backbone, pixels, lambda part: picture_embeds(backbone.clip, picture_start(backbone.clip, part)))
+    return _blocks(backbone, pixels, lambda part: backbone.picture_embeds(backbone.picture_start(part)))
 
 
 def start_pictures(backbone: Backbone, pixels: Tensor) -> Tensor:
-    """What the vision tower's first layer is given of pictures (M, 3, H, W) uint8: (M, T, D) on the CPU."""
-    return _blocks(backbone, pixels, lambda part: picture_start(backbone.clip, part))
+    """What the first layer that looks at pictures is given of them, (M, 3, H, W) uint8: (M, T, D) on the CPU."""
+    return _blocks(backbone, pixels, backbone.picture_start)
 
 
 def start_fits(backbone: Backbone, pixels: Tensor) -> bool:
     """Whether what `start_pictures` gives takes no more memory than the pictures (M, 3, H, W) uint8."""
-    tower = backbone.clip.vision_model
-    values = tower.embeddings.num_positions * tower.config.hidden_size
-    return values * backbone.clip.dtype.itemsize <= pixels[:1].numel()
+    tokens, width = backbone.start_shape
+    return tokens * width * backbone.model.dtype.itemsize <= pixels[:1].numel()
 
 
 @torch.no_grad()
-def embed_prompts(backbone: Backbone, prompts: Collection[str], most: int | None = None) -> dict[str, Tensor]:
+def embed_prompts(backbone: TwoTowers, prompts: Collection[str], most: int | None = None) -> dict[str, Tensor]:
     """User-blind embeddings (P,) on the CPU, not normalised, by prompt; of the `most` shortest."""
     distinct = sorted(set(prompts), key=lambda prompt: (len(prompt), prompt))[:most]  # a pass holds little padding
     found: dict[str, Tensor] = {}
     for start in range(0, len(distinct), _PROMPTS):
         part = distinct[start : start + _PROMPTS]
-        embedded = prompt_embeds(backbone.clip, **backbone.tokens(part)).float().cpu()
+        embedded = backbone.prompt_embeds(**backbone.tokens(part)).float().cpu()
         found.update(zip(part, embedded, strict=True))
     return found
 
@@ -76,7 +74,7 @@ def _blocks(backbone: Backbone, pixels: Tensor, compute: Callable[[Tensor], Tens
     found = torch.empty(0)
     for start in range(0, max(len(pixels), 1), _PICTURES):  # of no pictures, too, the result has its shape
         block = slice(start, start + _PICTURES)
-        part = compute(backbone.prepare(pixels[block].to(backbone.clip.device)))
+        part = compute(backbone.prepare(pixels[block].to(backbone.device)))
         if start == 0:
             found = torch.empty(len(pixels), *part.shape[1:], dtype=part.dtype)
         found[block] = part

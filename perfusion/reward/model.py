@@ -1,7 +1,7 @@
-"""PerFusionRM: a frozen CLIP whose two towers are told, layer by layer, for whom they look (Fig. 3, Eq. 2-6).
+"""PerFusionRM: a frozen backbone whose encoders are told, layer by layer, for whom they look (Fig. 3, Eq. 2-6).
 
 Legend: B groups, N candidates of a group, R rows (existing candidates of all groups), F user features, T tokens,
-L layers and D width of a tower, P width of the joint embedding.
+L layers and D width of an encoder, P width of the joint embedding.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ import json
 import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoImageProcessor, AutoTokenizer, CLIPConfig, CLIPModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, BatchEncoding, PreTrainedConfig, PreTrainedModel
 
 from perfusion.config import RewardConfig
 from perfusion.data import FeatureEncoder
 from perfusion.errors import ConfigError, DataError, WeightsError
 from perfusion.nn import AdaptiveNetwork, CrossNetwork, FeatureEmbedding, PersonalPlugIn, UserEncoder
 from perfusion.nn.injection import make_injectable
-from perfusion.reward.backbones import Backbone
+from perfusion.reward.backbones import VARIANTS, Backbone, Told, TwoTowers
 from perfusion.reward.batches import Candidates, spread
 from perfusion.reward.card import write_card
 from perfusion.reward.frozen import (
@@ -33,18 +33,10 @@ from perfusion.reward.frozen import (
     start_fits,
     start_pictures,
 )
-from perfusion.reward.losses import cosine_similarity
-from perfusion.reward.towers import picture_embeds, picture_start, prompt_embeds
+from perfusion.reward.weights import KINDS
 
-__all__ = ["PerFusionRM", "PerFusionRMConfig"]
+__all__ = ["VARIANTS", "PerFusionRM", "PerFusionRMConfig"]
 
-Tower = Literal["text", "vision"]
-VARIANTS: dict[str, dict[str, tuple[Tower, ...]]] = {  # plug-in -> towers it serves
-    "full": {"text": ("text",), "vision": ("vision",)},
-    "shared": {"both": ("text", "vision")},
-    "vision_only": {"vision": ("vision",)},
-    "text_only": {"text": ("text",)},
-}
 _FEATURES = "features.json"
 _PROMPTS = 64  # a pass of the text tower
 
@@ -53,15 +45,16 @@ class PerFusionRMConfig(PreTrainedConfig):
     """Sizes of a PerFusionRM, saved as config.json.
 
     Attributes:
-        backbone_config: the CLIP backbone's configuration.
+        backbone_config: the backbone's own configuration; its `model_type` says which kind it is.
         cardinalities: ids of each user feature, the unknown id 0 included.
-        variant: which towers get a plug-in, and whether it is one (Fig. 5).
-        scale: "frozen" scores exp(logit_scale) * cosine, "learned" trains that scale, "one" is the plain cosine.
+        variant: which encoders get a plug-in, and whether it is one (Fig. 5).
+        scale: "frozen" scores with the backbone's scale (of two towers exp(logit_scale) * cosine), "learned" trains
+            it, "one" has none (the plain cosine).
         embedding_dim, embedding_std, cross_layers, cross_norm, adaptive_hidden: see `perfusion.config.RewardConfig`.
     """
 
     model_type = "perfusion_rm"
-    sub_configs: ClassVar[dict[str, type]] = {"backbone_config": CLIPConfig}
+    sub_configs: ClassVar[dict[str, type]] = {"backbone_config": AutoConfig}
 
     backbone_config: Any = None
     cardinalities: list[int] | tuple[int, ...] = (1,)
@@ -75,7 +68,8 @@ class PerFusionRMConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         if not isinstance(self.backbone_config, PreTrainedConfig):
-            self.backbone_config = CLIPConfig(**(self.backbone_config or {}))
+            sizes = dict(self.backbone_config or {})
+            self.backbone_config = AutoConfig.for_model(sizes.pop("model_type", "clip"), **sizes)
         self.cardinalities = list(self.cardinalities)
         super().__post_init__(**kwargs)
 
@@ -100,18 +94,17 @@ class PerFusionRM(PreTrainedModel):
 
     def __init__(self, config: PerFusionRMConfig) -> None:
         super().__init__(config)
-        if config.variant not in VARIANTS:
-            raise ConfigError(f"variant = {config.variant!r}: known are {', '.join(VARIANTS)}")
-        self.backbone = CLIPModel._from_config(config.backbone_config)
-        make_injectable(self.backbone.text_model)
-        make_injectable(self.backbone.vision_model)
-        self.backbone.requires_grad_(False)
-        self.plugins = nn.ModuleDict(_plugins(config))
-        if config.scale == "learned":
-            self.log_scale = nn.Parameter(torch.tensor(float(config.backbone_config.logit_scale_init_value)))
+        kind = KINDS[config.backbone_config.model_type]
+        self.backbone = kind.model_class._from_config(config.backbone_config)
         self.tokenizer: Any = None
         self.processor: Any = None
         self.encoder: FeatureEncoder | None = None
+        for layers in self.blind.layers.values():
+            make_injectable(layers)
+        self.backbone.requires_grad_(False)
+        self.plugins = nn.ModuleDict(_plugins(config, self.blind))
+        if config.scale == "learned":
+            self.log_scale = nn.Parameter(self.blind.log_scale.detach().clone())
         self.post_init()
 
     @torch.no_grad()
@@ -131,7 +124,7 @@ class PerFusionRM(PreTrainedModel):
         """A new model around a copy of `backbone`; plug-in weights come from torch's global generator."""
         model = cls(
             PerFusionRMConfig(
-                backbone_config=backbone.clip.config.to_dict(),
+                backbone_config=backbone.model.config.to_dict(),
                 cardinalities=list(cardinalities),
                 variant=config.variant,
                 scale=config.scale,
@@ -142,9 +135,9 @@ class PerFusionRM(PreTrainedModel):
                 adaptive_hidden=config.adaptive_hidden,
             )
         )
-        model.backbone.load_state_dict(backbone.clip.state_dict())
+        model.backbone.load_state_dict(backbone.model.state_dict())
         if config.scale == "learned":
-            model.log_scale.data.copy_(backbone.clip.logit_scale.data)
+            model.log_scale.data.copy_(backbone.log_scale.data)
         model.tokenizer, model.processor, model.encoder = backbone.tokenizer, backbone.processor, encoder
         return model
 
@@ -156,54 +149,48 @@ class PerFusionRM(PreTrainedModel):
 
     @property
     def scale(self) -> Tensor:
-        """Factor of the cosine, a scalar."""
+        """Factor of the match, a scalar."""
         if self.config.scale == "one":
             return torch.ones((), device=self.device)
-        return (self.log_scale if self.config.scale == "learned" else self.backbone.logit_scale).exp()
+        return (self.log_scale if self.config.scale == "learned" else self.blind.log_scale).exp()
 
     @property
     def blind(self) -> Backbone:
         """The user-blind backbone with its helpers."""
-        return Backbone(self.backbone, self.tokenizer, self.processor)
+        return KINDS[self.config.backbone_config.model_type](self.backbone, self.tokenizer, self.processor)
 
-    def hears(self, tower: Tower) -> bool:
-        """Whether a plug-in serves this tower; if not, what it computes is the same for everybody."""
-        return any(tower in towers for towers in VARIANTS[self.config.variant].values())
+    def hears(self, encoder: str) -> bool:
+        """Whether a plug-in serves this encoder; if not, what it computes is the same for everybody."""
+        return any(encoder in served for served in self.blind.plug_ins(self.config.variant).values())
 
-    def knowledge(self, tower: Tower, users: Tensor | None) -> Tensor | None:
-        """What `tower` is told about `users` (B, F): (B, L, 2, D), or None for no plug-in or no users (Eq. 4)."""
+    def knowledge(self, encoder: str, users: Tensor | None) -> Tensor | None:
+        """What `encoder` is told about `users` (B, F): (B, L, 2, D), or None for no plug-in or no users (Eq. 4)."""
         if users is None:
             return None
-        for name, towers in VARIANTS[self.config.variant].items():
-            if tower in towers:
-                return self.plugins[name](users, tower)
+        for name, served in self.blind.plug_ins(self.config.variant).items():
+            if encoder in served:
+                return self.plugins[name](users, encoder)
         return None
 
-    def text_embeds(self, input_ids: Tensor, attention_mask: Tensor, users: Tensor | None) -> Tensor:
-        """v_text^u, (B, P), not normalised; one per group."""
-        return prompt_embeds(self.backbone, input_ids, attention_mask, self.knowledge("text", users))
+    def told(self, users: Tensor | None) -> Told:
+        """What each encoder is told about `users` (B, F), when it asks."""
+        return lambda encoder: self.knowledge(encoder, users)
 
-    def image_embeds(self, image: Tensor, users: Tensor | None, group: Tensor) -> Tensor:
-        """v_image^u, (R, P), not normalised; the plug-in runs once per group, `group` (R,) says whose a row is.
-
-        Args:
-            image: (R, 3, S, S) prepared pictures, or (R, T, D) of `perfusion.reward.frozen.start_pictures`.
-            users: (B, F) long; None for user-blind.
-            group: (R,) long.
-        """
-        start = picture_start(self.backbone, image) if image.ndim == 4 else image
-        knowledge = self.knowledge("vision", users)
-        return picture_embeds(self.backbone, start, None if knowledge is None else knowledge[group])
+    def text_embeds(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, users: Tensor | None = None
+    ) -> Tensor:
+        """v_text^u of a backbone of two towers, (B, P), not normalised; one per group."""
+        return cast(TwoTowers, self.blind).prompt_embeds(input_ids, attention_mask, self.knowledge("text", users))
 
     def forward(
         self,
         input_ids: Tensor,
-        attention_mask: Tensor,
+        attention_mask: Tensor | None,
         pixel_values: Tensor,
         group: Tensor,
         users: Tensor | None = None,
     ) -> Tensor:
-        """Scores scale * cosine of R candidates, (R,) (Eq. 6).
+        """Scores of R candidates, of two towers scale * cosine, (R,) (Eq. 6).
 
         Args:
             input_ids, attention_mask: (B, T), one prompt per group.
@@ -211,9 +198,9 @@ class PerFusionRM(PreTrainedModel):
             group: (R,) long, the group of each candidate.
             users: (B, F) long; None for user-blind.
         """
-        text = self.text_embeds(input_ids, attention_mask, users)
-        image = self.image_embeds(pixel_values, users, group)
-        return self.scale * cosine_similarity(text[group], image)
+        given = {"input_ids": input_ids, "attention_mask": attention_mask}
+        text = BatchEncoding({name: value for name, value in given.items() if value is not None})
+        return self.blind.scores(text, pixel_values, group, self.told(users), self.scale)
 
     def score_candidates(self, batch: Candidates) -> Tensor:
         """Scores of a training batch, (R,), whatever of it is kept (see `freeze`).
@@ -221,16 +208,11 @@ class PerFusionRM(PreTrainedModel):
         Raises:
             ConfigError: an embedding is given that this variant changes by user.
         """
-        text, image = batch.text, batch.image
-        if not isinstance(text, Tensor):
-            text = self.text_embeds(**text, users=batch.users)
-        elif self.hears("text"):
+        if isinstance(batch.text, Tensor) and self.hears("text"):
             raise ConfigError(f"variant {self.config.variant!r} changes prompt embeddings by user: pass tokens")
-        if image.ndim > 2:
-            image = self.image_embeds(image, batch.users, batch.group)
-        elif self.hears("vision"):
+        if batch.image.ndim == 2 and self.hears("vision"):
             raise ConfigError(f"variant {self.config.variant!r} changes picture embeddings by user: pass pictures")
-        return self.scale * cosine_similarity(text[batch.group], image)
+        return self.blind.scores(batch.text, batch.image, batch.group, self.told(batch.users), self.scale)
 
     def freeze(self, pixels: Tensor, prompts: Collection[str] = ()) -> Frozen:
         """What the frozen backbone says of these pictures and prompts, as far as this variant's users leave it alone.
@@ -239,12 +221,14 @@ class PerFusionRM(PreTrainedModel):
             pixels: (M, 3, H, W) uint8.
             prompts: of which `MOST_PROMPTS` are kept at most.
         """
-        pictures = None
-        if not self.hears("vision"):
-            pictures = embed_pictures(self.blind, pixels)
-        elif start_fits(self.blind, pixels):
-            pictures = start_pictures(self.blind, pixels)
-        known = None if self.hears("text") else embed_prompts(self.blind, prompts, MOST_PROMPTS)
+        blind = self.blind
+        pictures = known = None
+        if isinstance(blind, TwoTowers) and not self.hears("vision"):
+            pictures = embed_pictures(blind, pixels)
+        elif start_fits(blind, pixels):
+            pictures = start_pictures(blind, pixels)
+        if isinstance(blind, TwoTowers) and not self.hears("text"):
+            known = embed_prompts(blind, prompts, MOST_PROMPTS)
         return Frozen(pictures, known)
 
     def score(
@@ -306,20 +290,26 @@ class PerFusionRM(PreTrainedModel):
         self.eval()
         told = None if users is None else users.to(self.device)
         group = group.to(self.device)
-        text = torch.cat([self._prompts(prompts, told, at) for at in range(0, len(prompts), _PROMPTS)])
+        text = self._read(prompts, told)
         parts = []
         for at in range(0, len(group), batch_pictures):
             rows = slice(at, at + batch_pictures)
             asked, place = group[rows].unique(return_inverse=True)
             pictures = self.blind.prepare(pixels[rows].to(self.device))
-            image = self.image_embeds(pictures, None if told is None else told[asked], place)
-            parts.append((self.scale * cosine_similarity(text[group[rows]], image)).float().cpu())
-        return torch.cat(parts)
+            users = None if told is None else told[asked]
+            parts.append(self.blind.scores(_rows(text, asked), pictures, place, self.told(users), self.scale))
+        return torch.cat(parts).float().cpu()
 
-    def _prompts(self, prompts: Sequence[str], users: Tensor | None, first: int) -> Tensor:
-        """Embeddings of one pass of prompts from the `first` on."""
-        at = slice(first, first + _PROMPTS)
-        return self.text_embeds(**self.blind.tokens(prompts[at]), users=None if users is None else users[at])
+    def _read(self, prompts: Sequence[str], users: Tensor | None) -> BatchEncoding | Tensor:
+        """Embeddings (B, P) of the prompts, a pass at a time; where prompts are not read alone, their tokens."""
+        if not isinstance(self.blind, TwoTowers):
+            return self.blind.tokens(prompts)
+        parts = []
+        for first in range(0, len(prompts), _PROMPTS):
+            at = slice(first, first + _PROMPTS)
+            asking = None if users is None else users[at]
+            parts.append(self.text_embeds(**self.blind.tokens(prompts[at]), users=asking))
+        return torch.cat(parts)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:  # type: ignore[override]
         """Write all that `from_pretrained` needs: weights, config, tokenizer, image processor, features.json, card."""
@@ -361,20 +351,22 @@ class PerFusionRM(PreTrainedModel):
         return model
 
 
-def _plugins(config: PerFusionRMConfig) -> dict[str, PersonalPlugIn]:
-    """The plug-ins of the variant, by the tower they serve; "both" serves the two (Fig. 5)."""
-    clip = config.backbone_config
-    sizes = {
-        "text": (clip.text_config.hidden_size, clip.text_config.num_hidden_layers),
-        "vision": (clip.vision_config.hidden_size, clip.vision_config.num_hidden_layers),
-    }
+def _rows(text: BatchEncoding | Tensor, rows: Tensor) -> BatchEncoding | Tensor:
+    """The prompts `rows` of embeddings or tokens."""
+    if isinstance(text, Tensor):
+        return text[rows]
+    return BatchEncoding({name: values[rows] for name, values in text.items()})
+
+
+def _plugins(config: PerFusionRMConfig, backbone: Backbone) -> dict[str, PersonalPlugIn]:
+    """The plug-ins of the variant, by the encoder they serve; "both" serves two (Fig. 5)."""
     return {
         name: PersonalPlugIn(
             UserEncoder(
                 config.cardinalities, config.embedding_dim, config.cross_layers, config.cross_norm, config.embedding_std
             ),
             config.adaptive_hidden,
-            {tower: sizes[tower] for tower in towers},
+            {encoder: backbone.sizes[encoder] for encoder in served},
         )
-        for name, towers in VARIANTS[config.variant].items()
+        for name, served in backbone.plug_ins(config.variant).items()
     }

@@ -20,7 +20,7 @@ from perfusion.config import ClipConfig
 from perfusion.data.corpus import Corpus
 from perfusion.errors import ConfigError
 from perfusion.loop import TrainingRun, train
-from perfusion.reward.backbones import Backbone, twin
+from perfusion.reward.clip import ClipBackbone, clip_twin
 from perfusion.seeding import generator_for, seed_step
 
 __all__ = ["augment", "caption_targets", "phrase_codes", "picture_targets", "pretrain_clip", "zero_shot_accuracy"]
@@ -99,7 +99,7 @@ def pretrain_clip(corpus: Corpus, config: ClipConfig, out: Path, run: TrainingRu
     codes = phrase_codes(sizes, config.projection, run.seed)
     named = dict(zip([phrase for phrases in families.values() for phrase in phrases], codes, strict=True))
     seed_step(run.seed, run.name, "weights")
-    backbone = twin(named, corpus.pixels.shape[-1], config)
+    backbone = clip_twin(named, corpus.pixels.shape[-1], config)
     held_out = min(_HELD_OUT, len(corpus) // 10)
     count = len(corpus) - held_out
 
@@ -112,18 +112,18 @@ def pretrain_clip(corpus: Corpus, config: ClipConfig, out: Path, run: TrainingRu
         paired = torch.isin(rows[: config.batch_captions], torch.tensor(captioned))
         return _loss(backbone, pixels, corpus.labels[rows], captions, paired, sizes, named, codes, config)
 
-    metrics = train(run, {"clip": backbone.clip.train()}, objective, config.optimiser)
-    backbone.clip.eval()
+    metrics = train(run, {"clip": backbone.model.train()}, objective, config.optimiser)
+    backbone.model.eval()
     backbone.save(out)
     return {**metrics, **zero_shot_accuracy(backbone, corpus, slice(count, None))}
 
 
 def _loss(
-    backbone: Backbone, pixels: Tensor, labels: Tensor, captions: list[str], paired: Tensor, sizes: list[int],
+    backbone: ClipBackbone, pixels: Tensor, labels: Tensor, captions: list[str], paired: Tensor, sizes: list[int],
     named: Mapping[str, Tensor], codes: Tensor, config: ClipConfig,
 ) -> tuple[Tensor, dict[str, float]]:  # fmt: skip
     """The pretraining loss of one batch; `captions` belong to the first pictures that are `paired`."""
-    clip = backbone.clip
+    clip = backbone.model
     image = functional.normalize(clip.get_image_features(backbone.prepare(pixels)).pooler_output, dim=-1)
     text = clip.get_text_features(**backbone.tokens([*captions, *named])).pooler_output
     scale = clip.logit_scale.exp()
@@ -151,18 +151,18 @@ def _loss(
 
 
 @torch.no_grad()
-def zero_shot_accuracy(backbone: Backbone, corpus: Corpus, rows: slice) -> dict[str, float]:
+def zero_shot_accuracy(backbone: ClipBackbone, corpus: Corpus, rows: slice) -> dict[str, float]:
     """Share of held-out pictures whose own phrase is the nearest of its family by both towers, per family and mean."""
     image = functional.normalize(
         torch.cat([
-            backbone.clip.get_image_features(backbone.prepare(part)).pooler_output
+            backbone.model.get_image_features(backbone.prepare(part)).pooler_output
             for part in corpus.pixels[rows].split(256)
         ]),
         dim=-1,
     )  # fmt: skip
     accuracy = {}
     for (family, phrases), labels in zip(corpus.families.items(), corpus.labels[rows].T, strict=True):
-        text = functional.normalize(backbone.clip.get_text_features(**backbone.tokens(phrases)).pooler_output, dim=-1)
+        text = functional.normalize(backbone.model.get_text_features(**backbone.tokens(phrases)).pooler_output, dim=-1)
         known = labels >= 0
         right = (image @ text.T).argmax(-1)[known] == labels[known]
         accuracy[f"zero_shot/{family}"] = right.double().mean().item()

@@ -1,9 +1,10 @@
-"""CLIP's two towers, run as a reward model needs them: cut where users are first heard, and short at the end.
+"""Towers run as a reward model needs them, CLIP's in full: cut where users are first heard, and short at the end.
 
 Before the first layer nobody is heard, so what comes out there can be kept for each picture. After the last layer one
 token of each row is read (the class token, the end of the prompt), so that layer computes that token alone: its query
 sees the keys and values of all. Scores are those of transformers' own forward pass up to rounding; the backbone with
-and without users goes through the same operations, so that knowledge of zero is no knowledge, bit for bit.
+and without users goes through the same operations, so that knowledge of zero is no knowledge, bit for bit. Where the
+end of a tower reads all tokens (SigLIP's pooling head) every layer is whole.
 
 Legend: R rows (pictures or prompts), T tokens, L layers and D width of a tower, P width of the joint embedding.
 """
@@ -18,7 +19,7 @@ from torch.nn import functional
 from transformers import CLIPModel
 from transformers.masking_utils import create_causal_mask
 
-__all__ = ["picture_embeds", "picture_start", "prompt_embeds"]
+__all__ = ["all_layers", "layers_of_one_token", "picture_embeds", "picture_start", "prompt_embeds"]
 
 
 def picture_start(clip: CLIPModel, pixel_values: Tensor) -> Tensor:
@@ -44,12 +45,12 @@ def picture_embeds(clip: CLIPModel, start: Tensor, knowledge: Tensor | None = No
     """
     tower = clip.vision_model
     read = torch.zeros(len(start), dtype=torch.long, device=start.device)
-    hidden = _layers(tower.encoder.layers, start, None, None, read, knowledge)
+    hidden = layers_of_one_token(tower.encoder.layers, start, None, None, read, knowledge)
     return clip.visual_projection(tower.post_layernorm(hidden))
 
 
 def prompt_embeds(
-    clip: CLIPModel, input_ids: Tensor, attention_mask: Tensor, knowledge: Tensor | None = None
+    clip: CLIPModel, input_ids: Tensor, attention_mask: Tensor | None = None, knowledge: Tensor | None = None
 ) -> Tensor:
     """Embeddings of prompts, (R, P), not normalised.
 
@@ -63,8 +64,10 @@ def prompt_embeds(
         config=tower.config, inputs_embeds=start, attention_mask=attention_mask, past_key_values=None
     )
     read = _end(input_ids, tower.eos_token_id)
-    seen = (torch.arange(start.shape[1], device=start.device) <= read[:, None]) & attention_mask.bool()
-    hidden = _layers(tower.encoder.layers, start, mask, seen, read, knowledge, is_causal=True)
+    seen = torch.arange(start.shape[1], device=start.device) <= read[:, None]
+    if attention_mask is not None:
+        seen = seen & attention_mask.bool()
+    hidden = layers_of_one_token(tower.encoder.layers, start, mask, seen, read, knowledge, is_causal=True)
     return clip.text_projection(tower.final_layer_norm(hidden))
 
 
@@ -74,14 +77,31 @@ def _end(input_ids: Tensor, eos: int) -> Tensor:
     return ends.argmax(dim=-1)
 
 
-def _layers(
+def all_layers(layers: Any, hidden: Tensor, mask: Tensor | None, knowledge: Tensor | None, **options: bool) -> Tensor:
+    """All layers of all tokens, (R, T, D): transformers' own pass, bit for bit, where `knowledge` is None or zero.
+
+    Args:
+        layers: of a tower; injectable where there is knowledge.
+        hidden: (R, T, D).
+        mask: as transformers builds it, or None.
+        knowledge: (R, L, 2, D), or None.
+        options: of the layers.
+    """
+    told = {} if knowledge is None else {"knowledge": knowledge}
+    for layer in layers:
+        hidden = layer(hidden, attention_mask=mask, **told, **options)
+    return hidden
+
+
+def layers_of_one_token(
     layers: Any, hidden: Tensor, mask: Tensor | None, seen: Tensor | None, read: Tensor,
     knowledge: Tensor | None, **options: bool,
 ) -> Tensor:  # fmt: skip
-    """All layers, of the last one only the token `read` (R,), which sees the tokens `seen` (R, T), or all: (R, D)."""
-    told = {} if knowledge is None else {"knowledge": knowledge}
-    for layer in layers[:-1]:
-        hidden = layer(hidden, attention_mask=mask, **told, **options)
+    """All layers, of the last one only the token `read` (R,), which sees the tokens `seen` (R, T), or all: (R, D).
+
+    Other arguments are those of `all_layers`, with which it agrees up to rounding.
+    """
+    hidden = all_layers(layers[:-1], hidden, mask, knowledge, **options)
     return _last_layer(layers[-1], hidden, seen, read, None if knowledge is None else knowledge[:, -1])
 
 

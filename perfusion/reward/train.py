@@ -14,7 +14,7 @@ from perfusion.checkpoint import atomic_write
 from perfusion.config import OptimiserConfig, PickScoreConfig, RewardConfig, Section
 from perfusion.data import GroupTable, shuffle_phrases
 from perfusion.loop import ParameterGroups, TrainingRun, batch_rows, train
-from perfusion.reward.backbones import Backbone, load_clip
+from perfusion.reward.backbones import Backbone
 from perfusion.reward.batches import (
     NOTHING,
     BestWeights,
@@ -30,6 +30,7 @@ from perfusion.reward.batches import (
 from perfusion.reward.frozen import Frozen
 from perfusion.reward.losses import group_auc, group_loss, group_loss_minimum, pickscore_loss
 from perfusion.reward.model import PerFusionRM
+from perfusion.reward.weights import load_backbone
 from perfusion.seeding import generator_for, seed_step
 
 __all__ = ["mask_users", "train_pickscore", "train_reward"]
@@ -69,15 +70,15 @@ class _Fit:
 def train_pickscore(
     tables: Tables, clip_dir: Path, config: PickScoreConfig, out: Path, run: TrainingRun
 ) -> dict[str, float]:
-    """Tune the whole CLIP of `clip_dir` on the picks of "train", blind to who picked; save the best step on "valid".
+    """Tune the whole backbone of `clip_dir` on the picks of "train", blind to who picked; keep what is best on "valid".
 
     Step 0 counts: if tuning never lowers the held-out loss, the untuned weights are kept.
 
     Returns:
         Metrics of the last step, and "valid_loss", "valid_gauc", "kept_step" of what was saved.
     """
-    backbone = load_clip(clip_dir)
-    _to_device(backbone.clip)
+    backbone = load_backbone(clip_dir)
+    _to_device(backbone.model)
     table = _comparisons(tables["train"])
 
     def batch_at(step: int) -> Candidates:
@@ -87,9 +88,9 @@ def train_pickscore(
     def scorer(batch: Candidates) -> Tensor:
         return blind_scores(backbone, batch)
 
-    fit = _Fit(backbone.clip, scorer, pickscore_loss, batch_at, tables["valid"], backbone)
+    fit = _Fit(backbone.model, scorer, pickscore_loss, batch_at, tables["valid"], backbone)
     metrics = _train(fit, run, config.optimiser, config.evaluate_every, config.evaluate_groups, keep_best=True)
-    backbone.clip.eval().cpu()
+    backbone.model.eval().cpu()
     backbone.save(out)
     _save_parameters(out, config, metrics)
     return metrics
@@ -103,7 +104,7 @@ def train_reward(
     Returns:
         Metrics of the last step, and "valid_loss", "valid_gauc", "kept_step" of what was saved.
     """
-    backbone = load_clip(backbone_dir)
+    backbone = load_backbone(backbone_dir)
     table = _comparisons(tables["train"])
     seed_step(run.seed, run.name, "weights")
     model = PerFusionRM.from_backbone(backbone, table.encoder.cardinalities, config, table.encoder)

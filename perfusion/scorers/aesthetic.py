@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from perfusion.errors import WeightsError
-from perfusion.reward import Backbone
+from perfusion.reward import TwoTowers
 from perfusion.reward.batches import spread
 from perfusion.scorers.embedding import picture_embeddings, rows_of
 from perfusion.scorers.protocol import check_batch, reported_name
@@ -48,7 +48,7 @@ class AestheticScore:
         twin: whether backbone and head are tiny twins.
     """
 
-    backbone: Backbone
+    backbone: TwoTowers
     head: AestheticHead
     twin: bool
     encoder: ClassVar[None] = None

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from perfusion.reward import Backbone
+from perfusion.reward import TwoTowers
 from perfusion.scorers.embedding import cosines
 from perfusion.scorers.protocol import check_batch, reported_name
 
@@ -25,7 +25,7 @@ class CosineScore(ABC):
         family: the name its numbers are reported under, less the twin's mark.
     """
 
-    backbone: Backbone
+    backbone: TwoTowers
     twin: bool
     family: ClassVar[str]
     encoder: ClassVar[None] = None

@@ -6,25 +6,25 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from perfusion.reward import Backbone
+from perfusion.reward import TwoTowers
 from perfusion.reward.batches import spread
 from perfusion.reward.frozen import embed_pictures, embed_prompts
 
 __all__ = ["cosines", "picture_embeddings", "prompt_embeddings", "rows_of"]
 
 
-def picture_embeddings(backbone: Backbone, pixels: Tensor) -> Tensor:
+def picture_embeddings(backbone: TwoTowers, pixels: Tensor) -> Tensor:
     """(n, 3, H, W) uint8 -> (n, D) float32, each of length 1."""
     return functional.normalize(embed_pictures(backbone, pixels), dim=-1)
 
 
-def prompt_embeddings(backbone: Backbone, prompts: list[str]) -> Tensor:
+def prompt_embeddings(backbone: TwoTowers, prompts: list[str]) -> Tensor:
     """B prompts -> (B, D) float32, each of length 1; a repeated prompt is encoded once."""
     known = embed_prompts(backbone, prompts)
     return functional.normalize(torch.stack([known[prompt] for prompt in prompts]), dim=-1)
 
 
-def cosines(backbone: Backbone, prompts: list[str], pixels: Tensor, valid: Tensor | None = None) -> Tensor:
+def cosines(backbone: TwoTowers, prompts: list[str], pixels: Tensor, valid: Tensor | None = None) -> Tensor:
     """Cosine of each prompt and each of its pictures, in [-1, 1].
 
     Args:

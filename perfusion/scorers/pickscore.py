@@ -12,14 +12,14 @@ __all__ = ["PickScore"]
 
 @dataclass(frozen=True)
 class PickScore(CosineScore):
-    """exp(logit_scale) x cosine of prompt and picture; yuvalkirstain/PickScore_v1, or CLIP tuned on our picks.
+    """exp(logit_scale) x cosine of prompt and picture; yuvalkirstain/PickScore_v1, or two towers tuned on our picks.
 
     Attributes:
-        backbone: a CLIP model tuned on picks, with its learned scale.
+        backbone: two towers tuned on picks, with its learned scale.
     """
 
     family: ClassVar[str] = "pickscore"
 
     @property
     def factor(self) -> float:
-        return self.backbone.clip.logit_scale.detach().exp().item()
+        return self.backbone.log_scale.detach().exp().item()

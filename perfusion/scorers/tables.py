@@ -50,7 +50,7 @@ def _plain(scorer: Scorer, table: GroupTable) -> RowScorer:
 
 def _blind(scorer: CosineScore, table: GroupTable) -> RowScorer:
     """Embeddings are computed when first asked for; they take a fraction of the memory of the pictures."""
-    pictures = torch.empty(len(table.pixels), scorer.backbone.clip.visual_projection.out_features)
+    pictures = torch.empty(len(table.pixels), scorer.backbone.width)
     seen = torch.zeros(len(table.pixels), dtype=torch.bool)
     known: dict[str, Tensor] = {}
 

@@ -11,8 +11,9 @@ from perfusion.config import ClipConfig
 from perfusion.data import Corpus
 from perfusion.errors import ConfigError, WeightsError
 from perfusion.reward import load_clip, twin, weights_hash
-from perfusion.reward.backbones import PicturePreparation, build_tokenizer
+from perfusion.reward.backbones import PicturePreparation
 from perfusion.reward.pretrain import augment, caption_targets, phrase_codes, picture_targets
+from perfusion.reward.words import build_tokenizer
 
 CLIP = ClipConfig(width=32, layers=1, heads=2, patch=8, projection=16)
 
@@ -36,7 +37,7 @@ def test_words_are_tokens_and_commas_only_separate(folder: Path):
 def test_transformers_loads_the_folder_by_itself(folder: Path):
     backbone = load_clip(folder)
     again = CLIPModel.from_pretrained(folder)
-    assert all(torch.equal(value, again.state_dict()[name]) for name, value in backbone.clip.state_dict().items())
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in backbone.model.state_dict().items())
     pixels = torch.randint(256, (16, 16, 3), dtype=torch.uint8)
     expected = AutoImageProcessor.from_pretrained(folder)(Image.fromarray(pixels.numpy()), return_tensors="pt")
     torch.testing.assert_close(backbone.prepare(pixels.permute(2, 0, 1)[None]), expected["pixel_values"])
@@ -104,9 +105,9 @@ def test_weights_are_checked_by_hash(folder: Path):
     [
         (lambda folder: (folder / "model.safetensors").unlink(), "need config.json and model.safetensors, found"),
         (lambda folder: (folder / "config.json").write_text('{"model_type": "siglip"}'), "model_type 'siglip'"),
-        (lambda folder: (folder / "tokenizer.json").unlink(), "cannot be loaded as a CLIP model"),
-        (lambda folder: (folder / "preprocessor_config.json").unlink(), "cannot be loaded as a CLIP model"),
-        (lambda folder: (folder / "model.safetensors").write_bytes(b"no"), "cannot be loaded as a CLIP model"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "cannot be loaded as a CLIPModel"),
+        (lambda folder: (folder / "preprocessor_config.json").unlink(), "cannot be loaded as a CLIPModel"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"no"), "cannot be loaded as a CLIPModel"),
     ],
 )
 def test_an_incomplete_folder_names_itself_and_the_remedy(folder: Path, break_it, message: str):

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from transformers import CLIPConfig, CLIPModel, SiglipVisionConfig, SiglipVisionModel
+from transformers import CLIPConfig, CLIPModel
 
 from perfusion.errors import ConfigError
 from perfusion.nn.injection import PersonalEncoderLayer, make_injectable
@@ -59,7 +59,7 @@ def test_zero_knowledge_equals_the_untouched_tower_bit_for_bit(model: CLIPModel,
     expected = plain(**given)
     names = list(plain.state_dict())
     injected = copy.deepcopy(plain)
-    make_injectable(injected)
+    make_injectable(injected.encoder.layers)
     rows, config = len(next(iter(given.values()))), plain.config
     zero = torch.zeros(rows, config.num_hidden_layers, 2, config.hidden_size)
     for knowledge in (None, zero):
@@ -80,7 +80,7 @@ def test_knowledge_equals_a_bias_on_the_layer_norm(model: CLIPModel, tower: str)
     config = plain.config
     knowledge = torch.randn(1, config.num_hidden_layers, 2, config.hidden_size)
     injected = copy.deepcopy(plain)
-    make_injectable(injected)
+    make_injectable(injected.encoder.layers)
     rows = len(next(iter(given.values())))
     found = injected(**given, knowledge=knowledge.expand(rows, -1, -1, -1)).pooler_output
     with torch.no_grad():
@@ -92,7 +92,7 @@ def test_knowledge_equals_a_bias_on_the_layer_norm(model: CLIPModel, tower: str)
 
 def test_each_row_hears_only_its_own_knowledge():
     model = MODELS["twin"]()
-    make_injectable(model.vision_model)
+    make_injectable(model.vision_model.encoder.layers)
     pixels = torch.randn(4, 3, 28, 28)
     knowledge = torch.randn(4, 2, 2, 32)
     together = model.vision_model(pixels, knowledge=knowledge).pooler_output
@@ -103,7 +103,7 @@ def test_each_row_hears_only_its_own_knowledge():
 
 def test_activation_checkpointing_recomputes_with_the_same_knowledge():
     model = MODELS["twin"]().train()
-    make_injectable(model.vision_model)
+    make_injectable(model.vision_model.encoder.layers)
     pixels, knowledge = torch.randn(3, 3, 28, 28), torch.randn(3, 2, 2, 32, requires_grad=True)
 
     def gradient() -> torch.Tensor:
@@ -118,11 +118,10 @@ def test_activation_checkpointing_recomputes_with_the_same_knowledge():
 
 def test_injection_twice_is_once_and_other_towers_are_refused():
     tower = MODELS["twin"]().text_model
-    make_injectable(tower)
+    make_injectable(tower.encoder.layers)
     layers = list(tower.encoder.layers)
-    make_injectable(tower)
+    make_injectable(tower.encoder.layers)
     assert all(isinstance(layer, PersonalEncoderLayer) for layer in layers)
     assert list(tower.encoder.layers) == layers
-    other = SiglipVisionModel(SiglipVisionConfig(**TWIN, image_size=28, patch_size=14))
-    with pytest.raises(ConfigError, match="injection knows CLIPEncoderLayer only"):
-        make_injectable(other)
+    with pytest.raises(ConfigError, match="layer 0 is a Linear; injection knows CLIPEncoderLayer, SiglipEncoderLayer"):
+        make_injectable(torch.nn.ModuleList([torch.nn.Linear(2, 2)]))

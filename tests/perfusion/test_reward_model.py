@@ -79,10 +79,10 @@ def test_scores_are_those_of_transformers_clip(backbone: Backbone, encoder: Feat
     tokens = backbone.tokens(PROMPTS[:1])
     prepared = backbone.prepare(pixels()[0])
     with torch.no_grad():
-        expected = backbone.clip(**tokens, pixel_values=prepared).logits_per_text
+        expected = backbone.model(**tokens, pixel_values=prepared).logits_per_text
     torch.testing.assert_close(model.score(PROMPTS[:1], pixels()[:1]), expected)
     literal = build(backbone, encoder, scale="one")
-    torch.testing.assert_close(literal.score(PROMPTS[:1], pixels()[:1]), expected / backbone.clip.logit_scale.exp())
+    torch.testing.assert_close(literal.score(PROMPTS[:1], pixels()[:1]), expected / backbone.model.logit_scale.exp())
 
 
 @pytest.mark.parametrize(("variant", "plugins"), [("full", 2), ("shared", 1), ("vision_only", 1), ("text_only", 1)])

@@ -71,8 +71,8 @@ def test_gradients_of_all_weights_are_those_of_transformers():
 @pytest.mark.parametrize("tower", ["text", "vision"])
 def test_knowledge_and_its_gradient_are_those_of_the_injected_tower(tower: str):
     model = clip(3)
-    make_injectable(model.text_model)
-    make_injectable(model.vision_model)
+    make_injectable(model.text_model.encoder.layers)
+    make_injectable(model.vision_model.encoder.layers)
     rows, layers, width = (2, 3, 32) if tower == "text" else (5, 2, 40)
     pictures, knowledge = torch.randn(5, 3, 28, 28), torch.randn(rows, layers, 2, width, requires_grad=True)
     if tower == "text":
@@ -90,7 +90,7 @@ def test_knowledge_and_its_gradient_are_those_of_the_injected_tower(tower: str):
 
 def test_no_knowledge_is_knowledge_of_zero_bit_for_bit():
     model = clip(3)
-    make_injectable(model.vision_model)
+    make_injectable(model.vision_model.encoder.layers)
     start = picture_start(model, torch.randn(5, 3, 28, 28))
     assert torch.equal(picture_embeds(model, start), picture_embeds(model, start, torch.zeros(5, 2, 2, 40)))
 
@@ -99,13 +99,13 @@ def test_kept_results_are_those_computed_anew():
     torch.manual_seed(0)
     backbone = twin(PROMPTS, 16, ClipConfig(width=32, layers=2, heads=4, patch=8, projection=24))
     pixels = torch.randint(256, (300, 3, 16, 16), dtype=torch.uint8)  # more than a block
-    start = picture_start(backbone.clip, backbone.prepare(pixels))
+    start = picture_start(backbone.model, backbone.prepare(pixels))
     torch.testing.assert_close(start_pictures(backbone, pixels), start, rtol=1e-5, atol=1e-6)
-    embedded = picture_embeds(backbone.clip, start)
+    embedded = picture_embeds(backbone.model, start)
     torch.testing.assert_close(embed_pictures(backbone, pixels), embedded, rtol=1e-4, atol=1e-5)
     prompts = embed_prompts(backbone, [*PROMPTS, *PROMPTS])
     assert set(prompts) == set(PROMPTS)
-    alone = prompt_embeds(backbone.clip, **backbone.tokens(PROMPTS[:1]))[0]
+    alone = prompt_embeds(backbone.model, **backbone.tokens(PROMPTS[:1]))[0]
     torch.testing.assert_close(prompts[PROMPTS[0]], alone, rtol=1e-4, atol=1e-6)
     assert len(embed_prompts(backbone, PROMPTS, most=2)) == 2
     assert start_fits(backbone, pixels)  # 5 tokens of 32 floats, 768 bytes a picture

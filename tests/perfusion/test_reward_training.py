@@ -90,7 +90,7 @@ def held_out_gauc(folder: Path, table: GroupTable, blind: bool = False) -> float
 def test_the_order_of_phrases_hardly_matters_and_their_number_shows(clip_dir: Path):
     backbone = load_clip(clip_dir)
     with torch.no_grad():
-        forth, back, other, one = backbone.clip.get_text_features(
+        forth, back, other, one = backbone.model.get_text_features(
             **backbone.tokens(["red, left stripe", "left stripe, red", "blue, left stripe", "red"])
         ).pooler_output
     assert functional.cosine_similarity(forth, back, dim=0) > 0.97

@@ -9,8 +9,8 @@ from torch.nn import functional
 
 from perfusion.config import ClipConfig, EvaluateConfig, ScorerName
 from perfusion.errors import ConfigError, WeightsError
-from perfusion.reward import frozen, twin
-from perfusion.reward.towers import picture_start
+from perfusion.reward import twin
+from perfusion.reward.clip import ClipBackbone
 from perfusion.scorers import (
     SCORERS,
     AestheticHead,
@@ -32,7 +32,7 @@ def backbone():
     torch.manual_seed(0)
     config = ClipConfig(width=32, layers=1, heads=2, patch=16, projection=16)
     built = twin(PROMPTS, 32, config)
-    built.clip.eval()
+    built.model.eval()
     return built
 
 
@@ -48,13 +48,13 @@ def test_the_registry_holds_exactly_the_names_of_the_config():
 def test_cosines_equal_the_models_own_forward_pass(backbone, pixels):
     tokens = backbone.tokens(PROMPTS[:2])
     with torch.no_grad():
-        out = backbone.clip(pixel_values=backbone.prepare(pixels[:2].flatten(0, 1)), **tokens)
+        out = backbone.model(pixel_values=backbone.prepare(pixels[:2].flatten(0, 1)), **tokens)
     expected = torch.stack([out.logits_per_text[0, :4], out.logits_per_text[1, 4:]])
     scores = PickScore(backbone, twin=True).score(PROMPTS[:2], pixels[:2])
     torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(
         ClipScore(backbone, twin=True).score(PROMPTS[:2], pixels[:2]),
-        100 * expected / backbone.clip.logit_scale.exp().detach(),
+        100 * expected / backbone.model.logit_scale.exp().detach(),
         rtol=1e-4, atol=1e-4,
     )  # fmt: skip
 
@@ -85,10 +85,8 @@ def test_padding_is_not_looked_at_and_scores_zero(backbone, pixels, family, monk
     }[family]()
     valid = torch.arange(12).view(3, 4) % 3 > 0
     whole = scorer.score(PROMPTS, pixels)
-    looked = []
-    monkeypatch.setattr(
-        frozen, "picture_start", lambda clip, part: looked.append(len(part)) or picture_start(clip, part)
-    )
+    looked, start = [], ClipBackbone.picture_start
+    monkeypatch.setattr(ClipBackbone, "picture_start", lambda self, part: looked.append(len(part)) or start(self, part))
     ragged = scorer.score(PROMPTS, pixels, valid=valid)
     assert looked == [int(valid.sum())]
     torch.testing.assert_close(ragged[valid], whole[valid], rtol=1e-5, atol=1e-5)

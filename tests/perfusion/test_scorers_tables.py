@@ -7,8 +7,8 @@ import torch
 from perfusion.config import ClipConfig, RewardConfig
 from perfusion.data import FeatureEncoder, GroupTable
 from perfusion.reward import PerFusionRM, frozen, twin
+from perfusion.reward.clip import ClipBackbone
 from perfusion.reward.model import VARIANTS
-from perfusion.reward.towers import picture_start, prompt_embeds
 from perfusion.scorers import AestheticHead, AestheticScore, ClipScore, PersonalScore, PickScore
 from perfusion.scorers.tables import row_scorer
 
@@ -64,15 +64,14 @@ def test_rows_of_a_table_score_as_they_do_alone(backbone, table: GroupTable, nam
 
 def test_a_user_blind_scorer_looks_at_each_picture_and_prompt_once(backbone, table: GroupTable, monkeypatch):
     looked, read = [], []
-    monkeypatch.setattr(
-        frozen, "picture_start", lambda clip, part: looked.append(len(part)) or picture_start(clip, part)
-    )
+    start, embeds = ClipBackbone.picture_start, ClipBackbone.prompt_embeds
+    monkeypatch.setattr(ClipBackbone, "picture_start", lambda self, part: looked.append(len(part)) or start(self, part))
 
-    def encoded(clip, input_ids, attention_mask):
+    def encoded(self, input_ids, attention_mask):
         read.append(len(input_ids))
-        return prompt_embeds(clip, input_ids, attention_mask)
+        return embeds(self, input_ids, attention_mask)
 
-    monkeypatch.setattr(frozen, "prompt_embeds", encoded)
+    monkeypatch.setattr(ClipBackbone, "prompt_embeds", encoded)
     score = row_scorer(PickScore(backbone, twin=True), table)
     for rows in (torch.arange(2), torch.arange(2, 4), torch.arange(4)):
         score(rows, None)
