@@ -61,7 +61,8 @@ def import_hpd(
 def _group(file: str, row: int, record_id: str, entry: dict[str, Any]) -> Group:
     """An entry as a group record."""
     group = Group(file, row, record_id)
-    choice, prompt, number, paths, user = (entry.get(name) for name in FIELDS)
+    fields: list[Any] = [entry.get(name) for name in FIELDS]
+    choice, prompt, number, paths, user = fields
     odd = [
         name
         for name, fits in (

@@ -89,7 +89,8 @@ def _groups(file: Path, top: int) -> Iterator[Group]:
     if any("generations" in entry for entry in entries):
         entries = read_entries(file, GROUP_FIELDS)
         for row, entry in enumerate(entries):
-            yield _group(file, row, *(entry.get(name) for name in GROUP_FIELDS), top)
+            name, prompt, paths, ranks = (entry.get(field) for field in GROUP_FIELDS)
+            yield _group(file, row, name, prompt, paths, ranks, top)
         return
     by_prompt: dict[object, list[tuple[int, dict[str, Any]]]] = {}
     for row, entry in enumerate(read_entries(file, PICTURE_FIELDS)):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from itertools import islice
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -13,7 +16,7 @@ import pyarrow.compute as pc
 
 from perfusion.data.pictures import stored_fault
 
-__all__ = ["QUARANTINE", "Pictures", "Rule", "active_records", "examine", "is_inside", "ledger"]
+__all__ = ["QUARANTINE", "Bookmark", "Pictures", "Rule", "active_records", "examine", "is_inside", "ledger"]
 
 QUARANTINE = pa.schema(
     [("file", pa.string()), ("row", pa.int64()), ("record_id", pa.string()), ("rule", pa.string()),
@@ -65,6 +68,61 @@ class Pictures:
         self.stored[image_id] = self.contents.setdefault(digest, image_id)
         self.size += size if new else 0
         return new
+
+
+class Bookmark:
+    """What is known after each shard, on disk: a later process goes on from the last one that was finished.
+
+    Args:
+        folder: of the bookmark's files; made unless an earlier process made it.
+
+    Attributes:
+        shards: finished.
+        parts: whole image parts then.
+        pictures: met until then.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        self._folder = folder
+        self.shards = self.parts = 0
+        self.pictures = Pictures()
+        while (file := self._file(self.shards)).is_file():
+            found = json.loads(file.read_text())
+            self.pictures.stored |= found["stored"]
+            self.pictures.contents |= {bytes.fromhex(digest): name for digest, name in found["contents"].items()}
+            self.pictures.faults |= found["faults"]
+            self.pictures.size, self.parts = found["size"], found["parts"]
+            self.shards += 1
+        self._mark()
+
+    def finish(self, parts: int) -> None:
+        """The next shard is read and its pictures stand in the first `parts` parts."""
+        stored, contents, faults = self._known
+        now = self.pictures
+        found = {
+            "stored": dict(islice(now.stored.items(), stored, None)),
+            "contents": {digest.hex(): name for digest, name in islice(now.contents.items(), contents, None)},
+            "faults": dict(islice(now.faults.items(), faults, None)),
+            "size": now.size,
+            "parts": parts,
+        }
+        file = self._file(self.shards)
+        file.with_suffix(".new").write_text(json.dumps(found))
+        file.with_suffix(".new").replace(file)
+        self.shards, self.parts = self.shards + 1, parts
+        self._mark()
+
+    def remove(self) -> None:
+        """Nothing is left to go on with."""
+        shutil.rmtree(self._folder)
+
+    def _file(self, shard: int) -> Path:
+        return self._folder / f"{shard:05d}.json"
+
+    def _mark(self) -> None:
+        """Remember how much is on disk: what comes later stands behind it, as dictionaries keep their order."""
+        self._known = len(self.pictures.stored), len(self.pictures.contents), len(self.pictures.faults)
 
 
 def examine(encoded: pa.Buffer | None) -> tuple[bytes, str | None, int]:

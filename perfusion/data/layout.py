@@ -7,6 +7,7 @@ that is absent, a duplicate id) is the validator's to find and to quarantine, so
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -34,6 +35,7 @@ __all__ = [
     "read_groups",
     "read_parquet",
     "read_users",
+    "resumable_folder",
     "write_dataset",
     "write_rows",
     "write_table",
@@ -235,8 +237,7 @@ def new_folder(root: Path | str, replace: bool = False) -> Iterator[Path]:
         DataError: `root` holds files already and is not to be replaced, or the disk is full.
     """
     root = Path(root).absolute()
-    if root.exists() and (not root.is_dir() or any(root.iterdir())) and not replace:
-        raise DataError(f"{root}: holds files already; choose an empty folder, or ask for the dataset to be replaced")
+    _check_free(root, replace)
     built = root.with_name(f".{root.name}.{os.getpid()}.part")
     shutil.rmtree(built, ignore_errors=True)
     try:
@@ -247,6 +248,52 @@ def new_folder(root: Path | str, replace: bool = False) -> Iterator[Path]:
         raise _disk_error(root, error) from error
     finally:
         shutil.rmtree(built, ignore_errors=True)
+
+
+@contextmanager
+def resumable_folder(root: Path | str, key: str, replace: bool = False) -> Iterator[Path]:
+    """As `new_folder`, but what an interrupted process left is there again for the next one with the same key.
+
+    An error removes it, as nothing could be built on it; Ctrl-C, a signal or a crash of the machine do not.
+
+    Args:
+        root: the dataset's folder.
+        key: says what is being built, from what; another key starts anew.
+        replace: put the new dataset in the place of an older one.
+
+    Raises:
+        DataError: as `new_folder`, or another process is building the same folder.
+    """
+    root = Path(root).absolute()
+    _check_free(root, replace)
+    built = root.with_name(f".{root.name}.unfinished")
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with built.with_suffix(".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(f"{root}: another process is building it; wait for it, or choose another folder") from None
+        try:
+            mark = built / "key"
+            if not mark.is_file() or mark.read_text() != key:
+                shutil.rmtree(built, ignore_errors=True)
+                built.mkdir()
+                mark.write_text(key)
+            yield built
+            mark.unlink()
+            _put_in_place(built, root)
+        except Exception as error:
+            shutil.rmtree(built, ignore_errors=True)
+            if isinstance(error, OSError):
+                raise _disk_error(root, error) from error
+            raise
+        finally:
+            Path(lock.name).unlink(missing_ok=True)
+
+
+def _check_free(root: Path, replace: bool) -> None:
+    if root.exists() and (not root.is_dir() or any(root.iterdir())) and not replace:
+        raise DataError(f"{root}: holds files already; choose an empty folder, or ask for the dataset to be replaced")
 
 
 def _put_in_place(built: Path, root: Path) -> None:
@@ -264,30 +311,42 @@ def _put_in_place(built: Path, root: Path) -> None:
 
 
 class ImageWriter:
-    """Writes images/part-*.parquet as pictures come; a part ends after 8192 pictures or 256 MiB."""
+    """Writes images/part-*.parquet as pictures come; a part ends after 8192 pictures or 256 MiB.
+
+    Args:
+        folder: to write into; made unless parts are there.
+        parts: whole parts that are there already; files beyond them, of a writer that was interrupted, are removed.
+
+    Attributes:
+        parts: parts begun.
+    """
 
     schema = pa.schema([("image_id", pa.string()), ("image", pa.binary())])
 
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True)
+    def __init__(self, folder: Path, parts: int = 0) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for stale in sorted(folder.glob("part-*.parquet"))[parts:]:
+            stale.unlink()
         self._folder = folder
-        self._parts = self._rows = self._bytes = 0
+        self.parts = parts
+        self._rows = self._bytes = 0
         self._file: pq.ParquetWriter | None = None
 
     def write(self, batch: pa.RecordBatch) -> None:
         """Add pictures: columns image_id and image, a row group."""
         if self._file is None:
             # encoded pictures do not compress again
-            path = self._folder / f"part-{self._parts:05d}.parquet"
+            path = self._folder / f"part-{self.parts:05d}.parquet"
             self._file = pq.ParquetWriter(path, self.schema, compression="none", use_dictionary=False)
-            self._parts, self._rows, self._bytes = self._parts + 1, 0, 0
+            self.parts, self._rows, self._bytes = self.parts + 1, 0, 0
         self._file.write_batch(batch)
         self._rows += batch.num_rows
         self._bytes += batch.nbytes
         if self._rows >= _IMAGES_PER_PART or self._bytes >= _BYTES_PER_PART:
-            self._end_part()
+            self.end_part()
 
-    def _end_part(self) -> None:
+    def end_part(self) -> None:
+        """Close the part that is being written; the next picture begins another."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -296,9 +355,9 @@ class ImageWriter:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._parts == 0 and error[0] is None:
+        if self.parts == 0 and error[0] is None:
             self.write(pa.RecordBatch.from_pylist([], schema=self.schema))
-        self._end_part()
+        self.end_part()
 
 
 def _batched(images: Iterable[tuple[str, bytes]]) -> Iterator[pa.RecordBatch]:

@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from perfusion.data.importing import QUARANTINE, Pictures, Rule, active_records, examine, is_inside, ledger
-from perfusion.data.layout import GROUP_SCHEMA, ImageWriter, new_folder, write_rows
+from perfusion.data.importing import QUARANTINE, Bookmark, Pictures, Rule, active_records, examine, is_inside, ledger
+from perfusion.data.layout import GROUP_SCHEMA, ImageWriter, resumable_folder, write_rows
 from perfusion.data.leakage import leakage
 from perfusion.data.query import database
 from perfusion.errors import DataError
@@ -88,7 +88,7 @@ def import_pickapic(
     partial: bool = False,
     replace: bool = False,
 ) -> dict[str, Any]:
-    """Turn Pick-a-Pic v1 or v2 into a dataset; whole or not at all.
+    """Turn Pick-a-Pic v1 or v2 into a dataset; whole or not at all. An interrupted import goes on after its last shard.
 
     A record is a pair: image_ids [image_0, image_1], the preferred one picked. Its name is the ranking's id and the
     first eight characters of both pictures' ids. Users have no features but their id. Pictures with equal bytes are
@@ -111,17 +111,20 @@ def import_pickapic(
 
     Raises:
         DataError: shards are absent, missing or truncated, lack columns or have other types; no row is left; `out`
-            holds files; the disk is full. Nothing is written then.
+            holds files or is being built; the disk is full. Nothing is written then.
     """
     began = time.monotonic()
     shards = _find_shards(source, partial)
     for shard in shards:
         _check_shard(shard)
     rows, disagree = _judge_columns(shards, ties)
-    with new_folder(out, replace) as built:
-        pictures = Pictures()
-        with ImageWriter(built / "images") as writer:
-            _store_pictures(shards, rows, pictures, writer)
+    facts = [(str(shard.resolve()), shard.stat().st_size, shard.stat().st_mtime_ns) for shard in shards]
+    with resumable_folder(out, json.dumps([facts, ties]), replace) as built:
+        bookmark = Bookmark(built / "finished")
+        pictures = bookmark.pictures
+        with ImageWriter(built / "images", bookmark.parts) as writer:
+            _store_pictures(shards, rows, bookmark, writer)
+        bookmark.remove()
         rows = _judge_pictures(rows, pictures)
         removed = _removed(rows)
         kept = rows.filter(pc.is_null(rows["rule"]))
@@ -256,14 +259,16 @@ def _quoted(path: Path) -> str:
     return str(path).replace("'", "''")
 
 
-def _store_pictures(shards: Sequence[Path], rows: pa.Table, pictures: Pictures, writer: ImageWriter) -> None:
-    """Read the pictures of rows that may be imported, and store those not stored yet."""
+def _store_pictures(shards: Sequence[Path], rows: pa.Table, bookmark: Bookmark, writer: ImageWriter) -> None:
+    """Read the pictures of rows that may be imported, and store those not stored yet; a bookmark after each shard."""
+    pictures = bookmark.pictures
     sound = rows.filter(pc.is_null(rows["rule"]))
     files = sound["file"].to_numpy()
     progress = Progress("import-pickapic", max(1, len(rows)))
-    done = 0
+    done = int(np.searchsorted(rows["file"].to_numpy(), bookmark.shards))
+    progress.start = done
     with ThreadPoolExecutor(2) as pool:
-        for index, shard in enumerate(shards):
+        for index, shard in list(enumerate(shards))[bookmark.shards :]:
             first, last = np.searchsorted(files, [index, index + 1])
             part = sound.slice(first, last - first)
             ids = [part["image_0"].to_pylist(), part["image_1"].to_pylist()]
@@ -274,6 +279,8 @@ def _store_pictures(shards: Sequence[Path], rows: pa.Table, pictures: Pictures, 
                     places = numbers[low:high] - start
                     _store_batch(column, shard.parent, places, ids[side][low:high], pictures, writer, pool)
                 progress.show(done + start + batch.num_rows, {"pictures": len(pictures.contents)})
+            writer.end_part()
+            bookmark.finish(writer.parts)
             done += int(pc.sum(pc.equal(rows["file"], index)).as_py() or 0)
             progress.show(done, {"pictures": len(pictures.contents)})
 

@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from perfusion.config import DataConfig
-from perfusion.data import ImageStore, read_dataset, split_dataset
+from perfusion.data import ImageStore, content_hash, pickapic, read_dataset, split_dataset
+from perfusion.data.layout import resumable_folder
 from perfusion.data.leakage import leakage
 from perfusion.data.pickapic import RULES, import_pickapic
 from perfusion.data.pictures import stored_fault
@@ -255,6 +256,59 @@ def test_damage_inside_a_shard_is_told_and_nothing_is_written(tmp_path):
     with pytest.raises(DataError, match="broken while it was read"):
         import_pickapic(folder, tmp_path / "data")
     assert [path.name for path in tmp_path.iterdir()] == ["shards"]
+
+
+def test_an_interrupted_import_goes_on_after_its_last_shard(tmp_path, monkeypatch):
+    """And gives what an uninterrupted one gives; broken and repeated pictures of earlier shards are remembered."""
+    shards = [
+        [pair(1, 10, 11), pair(2, 11, 12, jpg_1=b"")],
+        [pair(3, 12, 13), pair(4, 13, 14)],
+        [pair(5, 14, 15, jpg_1=jpeg(10)), pair(6, 11, 16), pair(7, 17, 18, jpg_0=jpeg(17)[:-40])],
+        [pair(8, 17, 10)],
+    ]
+    folder = write(tmp_path / "shards", *shards)
+    whole = import_pickapic(folder, tmp_path / "whole")
+    read, plain = [], pickapic._picture_batches
+
+    def stopped(shard: Path, *rest: Any) -> Any:
+        read.append(shard.name)
+        for number, batch in enumerate(plain(shard, *rest)):
+            yield batch
+            if shard.name == NAME.format(2, 4) and len(read) == 3 and number == 0:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(pickapic, "_picture_batches", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        import_pickapic(folder, tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+    again = import_pickapic(folder, tmp_path / "data")
+    assert read == [NAME.format(n, 4) for n in (0, 1, 2, 2, 3)]
+    timing = ("seconds", "mb_per_s")
+    assert {k: v for k, v in again.items() if k not in timing} == {k: v for k, v in whole.items() if k not in timing}
+    assert content_hash(tmp_path / "data") == content_hash(tmp_path / "whole")
+    names = [{str(p.relative_to(tmp_path / r)) for p in (tmp_path / r).rglob("*")} for r in ("data", "whole")]
+    assert names[0] == names[1]
+    assert {path.name for path in tmp_path.iterdir()} == {"shards", "whole", "data"}
+
+
+def test_what_was_interrupted_is_not_gone_on_with_if_the_shards_changed(tmp_path, monkeypatch):
+    folder = write(tmp_path / "shards", [pair(1, 10, 11)], [pair(2, 12, 13)])
+    with monkeypatch.context() as patched:
+        patched.setattr(pickapic, "_judge_pictures", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            import_pickapic(folder, tmp_path / "data")
+    write(folder, [pair(1, 20, 21)], [pair(2, 22, 23)])
+    import_pickapic(folder, tmp_path / "data")
+    assert sorted(ImageStore(tmp_path / "data" / "images").ids()) == [uid(n) for n in (20, 21, 22, 23)]
+
+
+def test_one_folder_is_built_by_one_process_at_a_time(tmp_path):
+    folder = write(tmp_path / "shards", [pair(1, 10, 11)])
+    with (
+        resumable_folder(tmp_path / "data", "another"),
+        pytest.raises(DataError, match="another process is building it"),
+    ):
+        import_pickapic(folder, tmp_path / "data")
 
 
 def test_only_rows_that_cannot_be_used_leave_nothing(tmp_path):
