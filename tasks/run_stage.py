@@ -70,8 +70,9 @@ class StageResult:
 
 
 def run_stage(
-    workspace: Workspace, stage: str, tell: Callable[[str], None], force: bool = False, threads: int = 1
-) -> StageResult:
+    workspace: Workspace, stage: str, tell: Callable[[str], None], force: bool = False, threads: int = 1,
+    wait_for_lock: bool = False,
+) -> StageResult:  # fmt: skip
     """Bring one stage up to date with `dvc repro --single-item`.
 
     The stage runs in a process group of its own; however this call ends, nobody of that group survives it.
@@ -82,12 +83,14 @@ def run_stage(
         tell: called with every line of output as it comes.
         force: run it even when nothing changed.
         threads: of the numerical libraries.
+        wait_for_lock: other stages run at the same time here, and DVC is to wait for its lock instead of giving up.
 
     Raises:
         StageError: it failed; carries the stage's own message.
     """
     began, clock = time.monotonic(), time.time()
-    command = [sys.executable, "-m", "dvc", "repro", "--single-item", *(["--force"] if force else []), stage]
+    options = [*(["--wait-for-lock"] if wait_for_lock else []), "repro", "--single-item"]
+    command = [sys.executable, "-m", "dvc", *options, *(["--force"] if force else []), stage]
     for attempt in range(1, LOCK_ATTEMPTS + 1):
         code, lines = _run_in_group(command, workspace, threads, tell)
         if code == 0 or not any(map(is_locked, lines)) or attempt == LOCK_ATTEMPTS:

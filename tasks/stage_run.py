@@ -24,7 +24,18 @@ if TYPE_CHECKING:
 
     from perfusion.loop import TrainingRun
 
-__all__ = ["StageRun", "begin_stage", "record_seconds", "stage_key", "stages_of", "whole", "write_metrics"]
+__all__ = [
+    "StageRun",
+    "begin_stage",
+    "content_hash",
+    "record_seconds",
+    "resumable",
+    "stage_key",
+    "stages_of",
+    "value_at",
+    "whole",
+    "write_metrics",
+]
 
 SAMPLES = 4  # sample pictures of a training run are drawn at this many evenly spaced steps
 
@@ -84,9 +95,12 @@ def begin_stage(name: str, workspace: Workspace) -> StageRun:
         ConfigError: parameters are wrong, or dvc.yaml has no such stage.
     """
     params = workspace.params()
-    key = stage_key(name, workspace, params)
-    file = workspace.log(name)
-    log = LiveLog.begin(file, key, _resumed_steps(workspace.state / name, key))
+    return resumable(name, workspace, params, stage_key(name, workspace, params))
+
+
+def resumable(name: str, workspace: Workspace, params: Params, key: str) -> StageRun:
+    """A stage with its log begun, or gone on with where the state of the same `key` was left by a crash."""
+    log = LiveLog.begin(workspace.log(name), key, _resumed_steps(workspace.state / name, key))
     return StageRun(name, workspace, params, key, log)
 
 
@@ -101,19 +115,19 @@ def stage_key(name: str, workspace: Workspace, params: Params) -> str:
     if name not in stages:
         raise ConfigError(f"{workspace.dvc_yaml}: no stage {name!r}; stages are {', '.join(stages)}")
     values = params.model_dump(mode="json")
-    sections = {path: _at(values, path) for path in stages[name].get("params", ())}
-    deps = {path: _content_hash(workspace.root / path) for path in stages[name].get("deps", ())}
+    sections = {path: value_at(values, path) for path in stages[name].get("params", ())}
+    deps = {path: content_hash(workspace.root / path) for path in stages[name].get("deps", ())}
     return run_key(stage=name, params=sections, deps=deps)
 
 
-def _at(values: dict[str, Any], path: str) -> Any:
+def value_at(values: dict[str, Any], path: str) -> Any:
     """The value at a dotted path, e.g. "data.image_size"."""
     for name in path.split("."):
         values = values[name]
     return values
 
 
-def _content_hash(path: Path) -> str:
+def content_hash(path: Path) -> str:
     """Hash of a file, or of a folder's files with their names; compiled Python is left out, as .dvcignore does."""
     digest = hashlib.blake2b(digest_size=16)
     files = sorted(path.rglob("*")) if path.is_dir() else [path]

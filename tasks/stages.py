@@ -24,7 +24,7 @@ from tasks.workspace import Workspace, open_workspace
 if TYPE_CHECKING:
     from perfusion.data import Corpus, GroupTable
 
-__all__ = ["STAGES", "main"]
+__all__ = ["STAGES", "explain", "main"]
 
 Metrics = dict[str, Any]
 EXPECTED_FAILURE = 2  # exit code of a failure that its message explains
@@ -200,12 +200,12 @@ def main(arguments: list[str] | None = None) -> int:
         write_metrics(workspace.metrics(options.name), STAGES[options.name](run))
         shutil.rmtree(run.state, ignore_errors=True)
     except Exception as error:
-        return _explain(workspace, options.name, error, options.debug)
+        return explain(workspace, options.name, error, options.debug)
     record_seconds(workspace, options.name, time.monotonic() - began)
     return 0
 
 
-def _explain(workspace: Workspace, stage: str, error: Exception, debug: bool) -> int:
+def explain(workspace: Workspace, stage: str, error: Exception, debug: bool) -> int:
     """Tell why a stage failed, on the screen and as the last line of its log."""
     expected = isinstance(error, PerFusionError)
     append_record(

@@ -28,7 +28,7 @@ from perfusion.config import Params
 from tasks.livelog import LogTail
 from tasks.workspace import REPOSITORY, Workspace
 
-__all__ = ["FlowRecord", "flow_record", "open_store", "source_state"]
+__all__ = ["FlowRecord", "experiment_of", "flow_record", "metric_key", "open_store", "source_state"]
 
 BATCH = 900  # MLflow takes at most 1000 metrics at once
 POLL_SECONDS = 1.0
@@ -47,7 +47,7 @@ def open_store(workspace: Workspace) -> MlflowClient:
 def flow_record(workspace: Workspace, params: Params, tags: Mapping[str, str]) -> Iterator[FlowRecord]:
     """The MLflow run of one flow run, with system metrics; ends FAILED when the block raises."""
     client = open_store(workspace)
-    experiment = _experiment(client, workspace, params.name)
+    experiment = experiment_of(client, workspace, params.name)
     source = source_state(REPOSITORY)
     run = client.create_run(
         experiment,
@@ -164,7 +164,7 @@ class FlowRecord:
     def log_metrics(self, run_id: str, metrics: Mapping[str, float], step: int = 0) -> None:
         """Numbers of one moment."""
         now = int(time.time() * 1000)
-        self.log_points(run_id, [Metric(_key(name), value, now, step) for name, value in metrics.items()])
+        self.log_points(run_id, [Metric(metric_key(name), value, now, step) for name, value in metrics.items()])
 
     def log_points(self, run_id: str, points: list[Metric]) -> None:
         """Points of curves, in as few writes as MLflow allows."""
@@ -226,7 +226,7 @@ class _Follower:
                 model, _, part = entry["run"].partition("-")
                 moment, step = int(entry["time"] * 1000), int(entry["step"])
                 points.setdefault(model, []).extend(
-                    Metric(_key(f"{part}/{name}" if part else name), float(value), moment, step)
+                    Metric(metric_key(f"{part}/{name}" if part else name), float(value), moment, step)
                     for name, value in entry["metrics"].items()
                 )
                 latest[entry["run"]] = (step, int(entry["of"]))
@@ -245,7 +245,7 @@ class _Follower:
         if file.exists():  # a resumed run's log may name pictures that were cleaned away
             run_id = self._record.model_run(entry["run"].partition("-")[0], self._stage)
             with Image.open(file) as picture:
-                self._record.client.log_image(run_id, picture, key=_key(entry["name"]), step=int(entry["step"]))
+                self._record.client.log_image(run_id, picture, key=metric_key(entry["name"]), step=int(entry["step"]))
 
 
 def source_state(repository: Path) -> dict[str, str]:
@@ -272,7 +272,8 @@ def _machine() -> dict[str, Any]:
     }
 
 
-def _experiment(client: MlflowClient, workspace: Workspace, name: str) -> str:
+def experiment_of(client: MlflowClient, workspace: Workspace, name: str) -> str:
+    """The experiment of that name, made where there is none."""
     found = client.get_experiment_by_name(name)
     if found is not None:
         return str(found.experiment_id)
@@ -300,6 +301,6 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def _key(name: str) -> str:
+def metric_key(name: str) -> str:
     """A name that MLflow takes: letters, digits and _ - . / and space."""
     return "".join(c if c.isalnum() or c in "_-./ " else "_" for c in name)

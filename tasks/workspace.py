@@ -26,7 +26,16 @@ from perfusion.checkpoint import atomic_write
 from perfusion.config import Params, load_params
 from perfusion.errors import ConfigError, DataError, PerFusionError
 
-__all__ = ["REPOSITORY", "Workspace", "WorkspaceBusyError", "open_workspace", "prepare_workspace"]
+__all__ = [
+    "REPOSITORY",
+    "Workspace",
+    "WorkspaceBusyError",
+    "init_dvc",
+    "link_to",
+    "open_workspace",
+    "prepare_workspace",
+    "write_if_changed",
+]
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DEFAULT_PARAMS = "params.yaml"
@@ -182,6 +191,11 @@ class Workspace:
         return self.work / "report"
 
     @property
+    def studies(self) -> Path:
+        """The DVC project of `perfusion benchmark`; a workspace of its own that reads this one's outputs."""
+        return self.work / "studies"
+
+    @property
     def lock(self) -> Path:
         return self.work / "run.lock"
 
@@ -271,20 +285,20 @@ def prepare_workspace(
     workspace = open_workspace(folder, mlruns)
     folder.mkdir(parents=True, exist_ok=True)
     for name in CODE_FOLDERS:
-        _link(folder / name, REPOSITORY / name)
-    _link(folder / "data", dataset)
+        link_to(folder / name, REPOSITORY / name)
+    link_to(folder / "data", dataset)
     if (REPOSITORY / ".venv").is_dir():
-        _link(folder / ".venv", REPOSITORY / ".venv")  # where dvc.yaml looks for python, so that `dvc repro` works here
+        link_to(folder / ".venv", REPOSITORY / ".venv")  # where dvc.yaml looks for python
     resolved = f"# {source.name} with every default written out\n{yaml.safe_dump(values, sort_keys=False)}"
-    _write_if_changed(workspace.params_file, resolved.encode())
+    write_if_changed(workspace.params_file, resolved.encode())
     for name in ("dvc.yaml", ".dvcignore"):
-        _write_if_changed(folder / name, (REPOSITORY / name).read_bytes())
+        write_if_changed(folder / name, (REPOSITORY / name).read_bytes())
     if not (folder / ".dvc").is_dir():
-        _init_dvc(folder)
+        init_dvc(folder)
     return workspace
 
 
-def _link(link: Path, target: Path) -> None:
+def link_to(link: Path, target: Path) -> None:
     """Make `link` point at `target`; a link that already does is left alone."""
     if link.is_symlink() and link.readlink() == target:
         return
@@ -294,12 +308,13 @@ def _link(link: Path, target: Path) -> None:
     link.symlink_to(target, target_is_directory=True)
 
 
-def _write_if_changed(path: Path, content: bytes) -> None:
+def write_if_changed(path: Path, content: bytes) -> None:
+    """Write a file unless it holds this already, so that its time of change stays true."""
     if not path.exists() or path.read_bytes() != content:
         atomic_write(path, content)
 
 
-def _init_dvc(folder: Path) -> None:
+def init_dvc(folder: Path) -> None:
     """Make `folder` a DVC project without git whose cache is the repository's."""
     dvc = [sys.executable, "-m", "dvc"]
     done = subprocess.run([*dvc, "init", "--no-scm", "--quiet"], cwd=folder, capture_output=True, text=True)

@@ -15,7 +15,7 @@ from perfusion.errors import WeightsError
 from perfusion.generation import PerFusionPipeline
 from perfusion.generation.backbone import load_backbone, load_unet
 
-__all__ = ["Arm", "PipelineArm", "load_arms"]
+__all__ = ["Arm", "PipelineArm", "load_arm", "load_arms"]
 
 
 class Arm(Protocol):
@@ -86,3 +86,24 @@ def load_arms(
         "dpo": blind(load_unet(dpo_dir)),
         "perfusion": PipelineArm(personal, personal=personal.pan is not None, steps=steps),
     }
+
+
+def load_arm(diffusion_dir: Path, model_dir: Path, sampling_dir: Path, steps: int | None = None) -> Arm:
+    """One trained system as an arm, sampled as the generator of a retraining says.
+
+    Args:
+        diffusion_dir: the backbone.
+        model_dir: a `PerFusionPipeline`, personal where it has a PAN; or a U-Net, which is drawn blind.
+        sampling_dir: the generator's pipeline, for its guidance and steps.
+        steps: sampling steps; None takes the generator's own.
+
+    Raises:
+        WeightsError: a part is absent.
+    """
+    if (model_dir / "model_index.json").is_file():
+        pipe = PerFusionPipeline.from_pretrained(model_dir)
+        return PipelineArm(pipe, personal=pipe.pan is not None, steps=steps)
+    saved = PerFusionPipeline.load_config(sampling_dir)
+    sampling = {name: saved[name] for name in ("num_inference_steps", "guidance_scale", "user_scale", "eta")}
+    parts = {**load_backbone(diffusion_dir).components(), "unet": load_unet(model_dir)}
+    return PipelineArm(PerFusionPipeline(**parts, **sampling), personal=False, steps=steps)

@@ -17,8 +17,9 @@ from perfusion.config import EvaluateConfig
 from perfusion.data import load_tables, read_groups, read_users
 from perfusion.errors import DataError
 from perfusion.evaluation.arms import Arm, PipelineArm
-from perfusion.evaluation.generator import draw, score_column, score_pictures, training_ratings
-from perfusion.evaluation.reward import group_rows, personal_scores
+from perfusion.evaluation.generator import draw, score_column, score_pictures
+from perfusion.evaluation.ratings import training_ratings
+from perfusion.evaluation.reward import group_rows, score_table
 from perfusion.generation import PerFusionPipeline
 from perfusion.reward import PerFusionRM
 from perfusion.scorers import PersonalScore, Scorer, ScorerSources, build_scorers
@@ -77,7 +78,7 @@ def champion_evidence(
         None if truth is None else TrueUtility(truth), config.batch_pictures,
     )  # fmt: skip
     table = load_tables(data_dir, split_dir, image_size, encoder=old_reward.encoder, splits=("test",))
-    scores = {"test": {"perfusion_rm": personal_scores(table["test"], PersonalScore(old_reward))}}
+    scores = {"test": {"perfusion_rm": score_table(table["test"], PersonalScore(old_reward), "test")}}
     new = pd.read_parquet(reward_evaluation / "groups.parquet")
     return ChampionEvidence(challenger, champion, new[new["split"] == "test"], group_rows(table, scores, {}))
 

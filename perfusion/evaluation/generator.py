@@ -19,11 +19,12 @@ from torch import Tensor
 
 from perfusion.checkpoint import atomic_write
 from perfusion.config import EvaluateConfig, GatesConfig
-from perfusion.data import ImageStore, read_groups, read_users
+from perfusion.data import read_groups, read_users
 from perfusion.evaluation.arms import Arm, load_arms
 from perfusion.evaluation.images import to_png
 from perfusion.evaluation.items import choose_items, with_slices
 from perfusion.evaluation.picture_metrics import diversity, generator_metrics
+from perfusion.evaluation.ratings import training_ratings
 from perfusion.evaluation.sheets import merchants_sheet, users_sheet
 from perfusion.progress import Progress
 from perfusion.reward import load_clip
@@ -41,11 +42,9 @@ __all__ = [
     "judge_pictures",
     "score_column",
     "score_pictures",
-    "training_ratings",
 ]
 
 _SCORE_BATCH = 64
-_RATED_GROUPS = 800  # training groups whose picks rate pictures for the aesthetic twin
 
 
 @dataclass(frozen=True)
@@ -164,20 +163,6 @@ def score_pictures(
 def judge_pictures(judge: TrueUtility, table: pd.DataFrame, pixels: Tensor) -> pd.DataFrame:
     """The planted truth's columns for one arm's pictures, (I, 3, S, S)."""
     return judge.judge(table["user_id"].tolist(), table["prompt"].tolist(), pixels)
-
-
-def training_ratings(data_dir: Path, groups: pd.DataFrame, image_size: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Training pictures (n, 3, S, S) and ratings (n,): 1 + 9 x the share of the groups showing it that picked it."""
-    train = groups[groups["split"] == "train"]
-    turn = pd.Series([derive_seed(seed, "rated", record) for record in train["record_id"]], index=train.index)
-    chosen = train.loc[turn.sort_values().index[:_RATED_GROUPS]]
-    shown = pd.DataFrame({
-        "image": [image for images in chosen["image_ids"] for image in images],
-        "picked": [float(pick) for picks in chosen["picked"] for pick in picks],
-    })  # fmt: skip
-    share = shown.groupby("image")["picked"].mean()
-    pixels = ImageStore(data_dir / "images").pixels(share.index.tolist(), image_size)
-    return pixels, torch.tensor(1 + 9 * share.to_numpy(), dtype=torch.float32)
 
 
 def costs(drawn: Mapping[str, Drawn]) -> dict[str, float]:

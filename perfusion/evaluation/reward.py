@@ -41,9 +41,9 @@ __all__ = [
     "evaluate_reward",
     "feature_slices",
     "group_rows",
-    "personal_scores",
     "reward_metrics",
     "score_groups",
+    "score_table",
 ]
 
 #: Splits that are scored: held-out groups of known users, users held out entirely, users under the record filter.
@@ -141,9 +141,10 @@ def score_groups(table: GroupTable, scorers: RewardScorers, split: str, seed: in
     return scores
 
 
-def personal_scores(table: GroupTable, scorer: Scorer) -> Tensor:
-    """(G, N) scores of a personal scorer that is told the features of each group's own user; 0 at padding."""
-    return _scored(table, row_scorer(scorer, table), table.users[table.user_index], scorer.name)
+def score_table(table: GroupTable, scorer: Scorer, note: str) -> Tensor:
+    """(G, N) scores of any scorer, told the features of each group's own user if it has an encoder; 0 at padding."""
+    users = None if scorer.encoder is None else table.users[table.user_index]
+    return _scored(table, row_scorer(scorer, table), users, f"{scorer.name} {note}")
 
 
 def _scored(table: GroupTable, score: RowScorer, users: Tensor | None, note: str) -> Tensor:

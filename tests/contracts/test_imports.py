@@ -18,7 +18,7 @@ ROWS = (
     {"reward", "generation"},
     {"scorers"},
     {"evaluation"},
-    {"governance"},
+    {"governance", "studies"},
 )
 ROW = {name: number for number, row in enumerate(ROWS) for name in row}
 MODULES = imports.modules()

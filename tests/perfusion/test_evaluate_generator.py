@@ -13,10 +13,11 @@ from perfusion.data import decode_image
 from perfusion.errors import DataError
 from perfusion.evaluation.arms import PipelineArm, load_arms
 from perfusion.evaluation.champion import rescore
-from perfusion.evaluation.generator import costs, draw, evaluate_generator, score_pictures, training_ratings
+from perfusion.evaluation.generator import costs, draw, evaluate_generator, score_pictures
 from perfusion.evaluation.images import to_png
 from perfusion.evaluation.items import ITEM, choose_items, with_slices
 from perfusion.evaluation.picture_metrics import diversity, generator_metrics, rank_agreement
+from perfusion.evaluation.ratings import training_ratings
 from perfusion.evaluation.sheets import merchants_sheet, users_sheet
 from perfusion.governance import promotion_gate
 from perfusion.scorers.true_utility import TrueUtility
