@@ -254,16 +254,58 @@ class GeneratorConfig(PreferenceConfig):
     """PerFusion (Sec. 4.3): PAN on the frozen, DPO-aligned backbone, trained with the group objective."""
 
     pan: bool = Field(True, description="ablation: without PAN the U-Net itself is trained, blind to the user")
-    group: bool = Field(True, description="ablation: without the group objective, one pair of each group (Eq. 19)")
-    objective: Literal["paper", "pl_topk"] = Field("paper", description="Eq. 13, or the exact top-set likelihood")
+    group: bool = Field(True, description="ablation: without the group objective, Eq. 1 on picked pictures (Sec. 5.4)")
+    objective: Literal["paper", "pl_topk", "pair"] = Field(
+        "paper", description="Eq. 13, the exact top-set likelihood, or one pair of each group (Eq. 19)"
+    )
     reduction: Literal["sum", "mean_pos"] = Field("sum", description="over a group's picked pictures")
     embedding_dim: Count = Field(16, description="width of each feature embedding")
     cross_layers: Count = Field(3, description="layers of the cross network (Eq. 2)")
     cross_norm: bool = Field(False, description="LayerNorm on the cross network's output; off in the paper")
     user_lr_factor: Positive = Field(1.0, description="learning rate of the user path, relative; 1 in the paper")
+    unet_lr_factor: Positive = Field(
+        1.0,
+        description="without PAN: learning rate of the U-Net, relative; 1 in the paper, whose DPO has the same rate",
+    )
     unknown_dropout: Share = Field(0.0, description="share of training groups whose user id is masked")
     min_timestep: int = Field(0, ge=0, description="below this noise level PAN is not run; 0 in the paper")
     user_scale: float = Field(2.0, ge=0.0, description="default weight w of the user in guidance")
+
+
+class SpoConfig(Section):
+    """SPO, step-aware preference optimisation (Liang et al. 2024); defaults are the public code's for SD1.5."""
+
+    optimiser: OptimiserConfig = OptimiserConfig(steps=400, lr=6e-5, weight_decay=1e-4, schedule="constant")
+    batch_prompts: Count = Field(10, description="prompts whose trajectories make one optimiser step")
+    denoising_steps: Annotated[int, Field(ge=2)] = Field(20, description="steps of a trajectory")
+    first_compared: int = Field(4, ge=0, description="denoising steps before the first comparison; these only sample")
+    guidance_scale: float = Field(5.0, ge=0.0, description="weight of the prompt in trajectories and their likelihood")
+    eta: Annotated[float, Field(gt=0.0, le=1.0)] = Field(1.0, description="fresh noise per step: 0 leaves no choice")
+    candidates: Annotated[int, Field(ge=2)] = Field(4, description="x_{t-1} drawn from each x_t")
+    threshold: Share = Field(0.3, description="least difference of the best's and the worst's softmax shares")
+    beta: Positive = Field(
+        10.0, description="strength of the tie to the reference; log-ratios are means over (C, H, W)"
+    )
+    clip: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(0.1, description="ratios beyond 1 -+ this earn nothing")
+    rank: Count = Field(4, description="of the low-rank adapters on attention")
+
+
+class PmgConfig(Section):
+    """PMG (Shen et al. 2024): the user's history as words in the prompt; nothing is trained."""
+
+    language_model: str | None = Field(
+        None, description="directory or hub id of a causal LM that names keywords; None takes TF-IDF"
+    )
+    keywords: Count = Field(8, description="style words of a user, at most; 8 in the public code")
+    history: Count = Field(10, description="latest training records of a user that are read")
+    vocabulary: tuple[str, ...] = Field(
+        (), description="phrases among which CLIP finds what picked pictures show; none: history is the prompts alone"
+    )
+    phrases_per_picture: Count = Field(4, description="phrases of the vocabulary that describe a picture")
+    repeats: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (1, 2), min_length=1, description="how often the style words follow the prompt; a picture is drawn with each"
+    )
+    alpha: Share = Field(2 / 3, description="weight of the style words in choosing the picture; 2/3 in the public code")
 
 
 class DistilConfig(Section):
@@ -340,6 +382,8 @@ class Params(Section):
     dpo: PreferenceConfig = PreferenceConfig(optimiser=OptimiserConfig(steps=200, lr=1e-4))
     sft: PreferenceConfig = PreferenceConfig(optimiser=OptimiserConfig(steps=200, lr=1e-4))
     generator: GeneratorConfig = GeneratorConfig(optimiser=OptimiserConfig(steps=548, lr=3e-4))
+    spo: SpoConfig = SpoConfig()
+    pmg: PmgConfig = PmgConfig()
     distil: DistilConfig = DistilConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     gates: GatesConfig = GatesConfig()

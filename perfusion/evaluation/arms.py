@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pandas as pd
 import torch
@@ -15,7 +15,10 @@ from perfusion.errors import WeightsError
 from perfusion.generation import PerFusionPipeline
 from perfusion.generation.backbone import load_backbone, load_unet
 
-__all__ = ["Arm", "PipelineArm", "load_arm", "load_arms"]
+if TYPE_CHECKING:
+    from perfusion.evaluation.style import Style
+
+__all__ = ["Arm", "PipelineArm", "load_arm", "load_arms", "read_sampling"]
 
 
 class Arm(Protocol):
@@ -61,6 +64,53 @@ class PipelineArm:
         return (pictures.float() * 255).round().clamp(0, 255).to(torch.uint8).cpu()
 
 
+def read_sampling(generator_dir: Path) -> dict[str, float]:
+    """How a trained PerFusion samples: what every arm it is compared with is given.
+
+    Returns:
+        `num_inference_steps`, `guidance_scale`, `user_scale` and `eta`.
+
+    Raises:
+        WeightsError: there is no pipeline in the folder.
+    """
+    if not (generator_dir / "model_index.json").is_file():
+        raise WeightsError(f"{generator_dir}: no pipeline here (model_index.json is absent); run the generator stage")
+    saved = PerFusionPipeline.load_config(generator_dir)
+    return {name: saved[name] for name in ("num_inference_steps", "guidance_scale", "user_scale", "eta")}
+
+
+def load_arm(
+    diffusion_dir: Path, model_dir: Path, sampling_dir: Path, steps: int | None = None, style: Style | None = None
+) -> Arm:
+    """Any arm of Table 3 or Fig. 6 from the folder that its training left; the same seed is the same noise in all.
+
+    Args:
+        diffusion_dir: the backbone.
+        model_dir: what `train_generator` wrote (PerFusion and its ablations), or the backbone's own folder: a pipeline,
+            told of the user where it has a PAN and blind otherwise. Or what `train_sft`, `train_dpo` or `train_spo`
+            wrote: a U-Net, drawn blind, that takes the place of the backbone's.
+        sampling_dir: the trained PerFusion, which says how every arm samples.
+        steps: sampling steps; None takes PerFusion's own.
+        style: of `perfusion.evaluation.style.build_style`; makes it PMG: prompts are rewritten for the user, and what
+            draws them is blind (in the paper, the backbone).
+
+    Raises:
+        WeightsError: a part is absent.
+    """
+    sampling = read_sampling(sampling_dir)
+    if (model_dir / "model_index.json").is_file():
+        pipe = PerFusionPipeline.from_pretrained(model_dir)
+        pipe.register_to_config(**sampling)
+    else:
+        parts = {**load_backbone(diffusion_dir).components(), "unet": load_unet(model_dir)}
+        pipe = PerFusionPipeline(**parts, **sampling)
+    if style is None:
+        return PipelineArm(pipe, personal=pipe.pan is not None, steps=steps)
+    from perfusion.evaluation.style import StyledArm
+
+    return StyledArm(PipelineArm(pipe, personal=False, steps=steps), style)
+
+
 def load_arms(
     diffusion_dir: Path, sft_dir: Path, dpo_dir: Path, generator_dir: Path, steps: int | None = None
 ) -> dict[str, Arm]:
@@ -69,41 +119,5 @@ def load_arms(
     Raises:
         WeightsError: a part is absent.
     """
-    if not (generator_dir / "model_index.json").is_file():
-        raise WeightsError(f"{generator_dir}: no pipeline here (model_index.json is absent); run the generator stage")
-    personal = PerFusionPipeline.from_pretrained(generator_dir)
-    sampling = {
-        name: personal.config[name] for name in ("num_inference_steps", "guidance_scale", "user_scale", "eta")
-    }  # fmt: skip
-    parts = load_backbone(diffusion_dir).components()
-
-    def blind(unet: Any) -> Arm:
-        return PipelineArm(PerFusionPipeline(**{**parts, "unet": unet}, **sampling), personal=False, steps=steps)
-
-    return {
-        "base": blind(parts["unet"]),
-        "sft": blind(load_unet(sft_dir)),
-        "dpo": blind(load_unet(dpo_dir)),
-        "perfusion": PipelineArm(personal, personal=personal.pan is not None, steps=steps),
-    }
-
-
-def load_arm(diffusion_dir: Path, model_dir: Path, sampling_dir: Path, steps: int | None = None) -> Arm:
-    """One trained system as an arm, sampled as the generator of a retraining says.
-
-    Args:
-        diffusion_dir: the backbone.
-        model_dir: a `PerFusionPipeline`, personal where it has a PAN; or a U-Net, which is drawn blind.
-        sampling_dir: the generator's pipeline, for its guidance and steps.
-        steps: sampling steps; None takes the generator's own.
-
-    Raises:
-        WeightsError: a part is absent.
-    """
-    if (model_dir / "model_index.json").is_file():
-        pipe = PerFusionPipeline.from_pretrained(model_dir)
-        return PipelineArm(pipe, personal=pipe.pan is not None, steps=steps)
-    saved = PerFusionPipeline.load_config(sampling_dir)
-    sampling = {name: saved[name] for name in ("num_inference_steps", "guidance_scale", "user_scale", "eta")}
-    parts = {**load_backbone(diffusion_dir).components(), "unet": load_unet(model_dir)}
-    return PipelineArm(PerFusionPipeline(**parts, **sampling), personal=False, steps=steps)
+    folders = {"base": diffusion_dir, "sft": sft_dir, "dpo": dpo_dir, "perfusion": generator_dir}
+    return {name: load_arm(diffusion_dir, folder, generator_dir, steps) for name, folder in folders.items()}

@@ -33,6 +33,7 @@ _HOME = {
     "train_dpo": "train",
     "train_generator": "train",
     "train_sft": "train",
+    "train_spo": "spo",
 }
 
 __all__ = [

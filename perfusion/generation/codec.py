@@ -23,7 +23,7 @@ from perfusion.config import CodecConfig
 from perfusion.loop import TrainingRun, train
 from perfusion.seeding import derive_seed, generator_for
 
-__all__ = ["PatchCodec", "to_unit", "train_codec"]
+__all__ = ["PatchCodec", "from_unit", "to_unit", "train_codec"]
 
 _LOG_VARIANCE = -60.0  # the code has no spread; DiagonalGaussianDistribution clamps this to -30
 
@@ -31,6 +31,11 @@ _LOG_VARIANCE = -60.0  # the code has no spread; DiagonalGaussianDistribution cl
 def to_unit(pixels: Tensor) -> Tensor:
     """uint8 pictures [0, 255] -> float32 [-1, 1]."""
     return pixels.float() / 127.5 - 1.0
+
+
+def from_unit(pictures: Tensor) -> Tensor:
+    """Pictures about in [-1, 1] -> uint8 [0, 255]."""
+    return ((pictures.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 class _Residual(nn.Module):

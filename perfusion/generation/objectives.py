@@ -6,7 +6,7 @@ Legend: B groups, N candidates of the largest one, V valid candidates of the bat
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers import DDIMScheduler
@@ -15,7 +15,7 @@ from torch import Tensor
 from perfusion.config import GeneratorConfig, PreferenceConfig
 from perfusion.data import GroupTable
 from perfusion.generation.encoding import EncodedData
-from perfusion.generation.noising import beta_at, prediction_target, sample_timesteps
+from perfusion.generation.noising import beta_at, error_weight, prediction_target, sample_timesteps
 from perfusion.generation.preference import (
     denoising_error,
     group_preference_loss,
@@ -24,12 +24,17 @@ from perfusion.generation.preference import (
 )
 
 __all__ = [
+    "Candidates",
     "GroupBatch",
     "draw_groups",
     "implicit_accuracy",
+    "picked_loss",
     "preference_loss",
     "spread_errors",
 ]
+
+Candidates = Literal["all", "pair", "picked"]
+"""Whom of a group a batch holds: everybody (Eq. 13), one picked and one unpicked (Eq. 19), the picked (Eq. 1)."""
 
 
 @dataclass(frozen=True)
@@ -67,18 +72,20 @@ class GroupBatch:
 
 def draw_groups(
     rows: Tensor, table: GroupTable, data: EncodedData, scheduler: DDIMScheduler, config: PreferenceConfig,
-    pairs: bool = False, share: bool = True,
+    candidates: Candidates = "all", share: bool = True,
 ) -> GroupBatch:  # fmt: skip
     """Noise the pictures of the groups `rows` (B,) with torch's global generator.
 
     The last `config.terminal_groups` of them are taken to the last noise level, the others to levels at random.
 
     Args:
-        pairs: keep one picked and one unpicked candidate of each group, drawn at random (Eq. 19).
+        candidates: whom to keep of each group; a pair is drawn at random.
         share: run candidates whose noised latents are equal once.
     """
     valid, picked, images = table.valid[rows], table.picked[rows], table.image_index[rows]
-    if pairs:
+    if candidates == "picked":
+        valid = valid & picked
+    elif candidates == "pair":
         chosen = torch.stack([_choose(picked & valid), _choose(~picked & valid)], dim=1)  # (B, 2)
         valid, picked, images = (x.gather(1, chosen) for x in (valid, picked, images))
     group = torch.arange(len(rows))[:, None].expand_as(valid)[valid]  # (V,)
@@ -137,6 +144,16 @@ def preference_loss(
     return torch.stack([part.mean() for part in parts if len(part)]).sum()
 
 
+def picked_loss(batch: GroupBatch, policy: Tensor, scheduler: DDIMScheduler, config: PreferenceConfig) -> Tensor:
+    """Denoising error of the batch's pictures, weighted by noise level, the mean over them (Eq. 1).
+
+    Args:
+        policy: (R, C, H, W) predictions.
+    """
+    error = denoising_error(batch.target, policy[batch.row])  # (V,)
+    return (error_weight(scheduler, batch.t[batch.row], config.weight_floor) * error).mean()
+
+
 def clamp_losers(gap: Tensor, picked: Tensor, limit: Tensor) -> Tensor:
     """Cap the gap of unpicked candidates, (B, N) with limits (B,): making them worse than that earns nothing.
 
@@ -158,12 +175,13 @@ def measure(batch: GroupBatch, policy: Tensor, reference: Tensor) -> tuple[Tenso
     err_theta, err_ref = spread_errors(batch, policy), spread_errors(batch, reference)
     gap = reference_gap(err_theta, err_ref)
     count = batch.valid.sum()
-    held = gap.detach()
-    return gap, {
+    metrics = {
         "err_theta": (err_theta.detach().sum() / count).item(),
         "err_ref": (err_ref.sum() / count).item(),
-        "implicit_accuracy": implicit_accuracy(held, batch.picked, batch.valid),
     }
+    if (batch.valid & ~batch.picked).any():
+        metrics["implicit_accuracy"] = implicit_accuracy(gap.detach(), batch.picked, batch.valid)
+    return gap, metrics
 
 
 def _choose(mask: Tensor) -> Tensor:

@@ -27,9 +27,7 @@ import copy
 import sys
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -42,11 +40,19 @@ from perfusion.errors import ConfigError, DataError, DivergenceError
 from perfusion.generation.backbone import DiffusionBackbone, load_backbone, load_unet
 from perfusion.generation.encoding import EncodedData, open_encoded
 from perfusion.generation.noising import error_weight, prediction_target, sample_timesteps
-from perfusion.generation.objectives import GroupBatch, draw_groups, measure, preference_loss
+from perfusion.generation.objectives import (
+    Candidates,
+    GroupBatch,
+    draw_groups,
+    measure,
+    picked_loss,
+    preference_loss,
+)
 from perfusion.generation.pan import PersonalAdaptiveNetwork
 from perfusion.generation.pipeline import PerFusionPipeline
 from perfusion.generation.predictors import Predictor, predict_from_decoder, predict_from_pan, predict_from_unet
 from perfusion.generation.preference import BETA_CONVENTION, denoising_error
+from perfusion.generation.samples import drawing, drawing_unet
 from perfusion.loop import TrainingRun, batch_rows, train
 from perfusion.seeding import generator_for
 
@@ -55,7 +61,6 @@ __all__ = ["comparable_groups", "train_dpo", "train_generator", "train_sft"]
 Tables = Mapping[str, GroupTable]
 _PROBE_EVERY = 50  # steps between measurements with other users' features
 _WINDOW = 20  # steps over which divergence is judged
-_SHOWN = 4  # users, and prompts, of the pictures drawn while training
 
 
 def train_sft(
@@ -89,7 +94,7 @@ def train_sft(
         return (weight * error).mean(), {"error": error.mean().item()}
 
     optimiser = _scaled(config)
-    metrics = train(_with_pictures(run, tables, diffusion_dir, backbone, unet), {"unet": unet}, objective, optimiser)
+    metrics = train(drawing_unet(run, tables, diffusion_dir, backbone, unet), {"unet": unet}, objective, optimiser)
     compute.settle(unet)
     unet.save_pretrained(out)
     return {**metrics, "pictures": len(group), "effective_lr": optimiser.lr}
@@ -107,10 +112,10 @@ def train_dpo(
     unet = _trainable_unet(backbone.unet, config)
     compute.prepare(unet, backbone.unet)
     predict = _unet_predictor(unet, backbone.unet, config)
-    objective, counts = _preference_objective(tables, encoded_dir, backbone, predict, config, run, pairs=True)
+    objective, counts = _preference_objective(tables, encoded_dir, backbone, predict, config, run, "pair")
     optimiser = _scaled(config)
     _announce(run, config, optimiser)
-    metrics = train(_with_pictures(run, tables, diffusion_dir, backbone, unet), {"unet": unet}, objective, optimiser)
+    metrics = train(drawing_unet(run, tables, diffusion_dir, backbone, unet), {"unet": unet}, objective, optimiser)
     compute.settle(unet)
     unet.save_pretrained(out)
     return {**metrics, **counts, "effective_lr": optimiser.lr}
@@ -122,13 +127,16 @@ def train_generator(
 ) -> dict[str, float]:  # fmt: skip
     """PerFusion: train PAN on the frozen, DPO-aligned backbone with the group objective (Eq. 13).
 
-    Saves a complete `PerFusionPipeline` in `out`, with the feature encoder of the tables. Ablations: `config.pan=False`
-    trains the U-Net itself (a pipeline without a user), `config.group=False` trains on pairs (Eq. 19).
+    Saves a complete `PerFusionPipeline` in `out`, with the feature encoder of the tables.
+
+    Ablations (Sec. 5.4) leave the same layout. `config.pan=False` trains the U-Net itself, and the pipeline has no
+    `pan`: it is drawn blind. `config.group=False` trains by Eq. 1 on the picked pictures alone, and is drawn for the
+    user where there is a PAN. Both start from the aligned backbone in `dpo_dir`, as PerFusion does.
     """
     compute = Compute(run.compute)
     backbone = load_backbone(diffusion_dir)
     backbone.unet = load_unet(dpo_dir).requires_grad_(False).eval()
-    optimiser = _scaled(config)
+    optimiser = _scaled(config, 1.0 if config.pan else config.unet_lr_factor)
     _announce(run, config, optimiser)
     pan: PersonalAdaptiveNetwork | None = None
     unet: UNet2DConditionModel = backbone.unet
@@ -146,15 +154,14 @@ def train_generator(
         compute.prepare(unet, backbone.unet)
         predict, modules, groups = _unet_predictor(unet, backbone.unet, config), {"unet": unet}, None
     objective, counts = _preference_objective(
-        tables, encoded_dir, backbone, predict, config, run, pairs=not config.group, dropout=config.unknown_dropout,
-        personal=config.pan,
+        tables, encoded_dir, backbone, predict, config, run, _candidates(config), config.unknown_dropout, config.pan
     )  # fmt: skip
     pipe = PerFusionPipeline(
         **{**backbone.components(), "unet": unet}, pan=pan, features=tables["train"].encoder,
         num_inference_steps=sampling.steps, guidance_scale=sampling.guidance_scale, user_scale=config.user_scale,
         eta=sampling.eta,
     )  # fmt: skip
-    metrics = train(_drawing(run, tables, pipe), modules, objective, optimiser, groups)
+    metrics = train(drawing(run, tables, pipe), modules, objective, optimiser, groups)
     compute.settle(unet, *modules.values())
     pipe.save_pretrained(out)
     return {**metrics, **counts, "effective_lr": optimiser.lr}
@@ -203,7 +210,7 @@ def comparable_groups(table: GroupTable) -> tuple[Tensor, dict[str, float]]:
 
 def _preference_objective(
     tables: Tables, encoded_dir: Path, backbone: DiffusionBackbone, predict: Predictor, config: PreferenceConfig,
-    run: TrainingRun, pairs: bool, dropout: float = 0.0, personal: bool = False,
+    run: TrainingRun, candidates: Candidates, dropout: float = 0.0, personal: bool = False,
 ) -> tuple[Callable[[int], tuple[Tensor, dict[str, float]]], dict[str, float]]:  # fmt: skip
     """The function of the step that the loop minimises, and the counts of the groups it draws from."""
     table = tables["train"]
@@ -216,15 +223,25 @@ def _preference_objective(
     def objective(step: int) -> tuple[Tensor, dict[str, float]]:
         size = config.batch_groups + config.terminal_groups
         rows = usable[batch_rows(len(usable), size, step, run.seed, run.name, "epoch")]
-        drawn = draw_groups(rows, table, data, backbone.scheduler, config, pairs)
+        drawn = draw_groups(rows, table, data, backbone.scheduler, config, candidates)
         batch, users = drawn.to(compute.device), _forget_ids(drawn, dropout).to(compute.device)
-        gap, metrics = measure(batch, *predict(batch.noised, batch.t, batch.context, users))
+        policy, reference = predict(batch.noised, batch.t, batch.context, users)
+        gap, metrics = measure(batch, policy, reference)
         guard.check(metrics)
+        if candidates == "picked":
+            return picked_loss(batch, policy, backbone.scheduler, config), metrics
         if personal and (step + 1) % _PROBE_EVERY == 0:
             metrics["wrong_user_accuracy"] = _with_wrong_users(batch, predict)
-        return preference_loss(gap, batch, backbone.scheduler, config, pairs), metrics
+        return preference_loss(gap, batch, backbone.scheduler, config, candidates == "pair"), metrics
 
     return objective, counts
+
+
+def _candidates(config: GeneratorConfig) -> Candidates:
+    """Whom of a group the objective looks at."""
+    if not config.group:
+        return "picked"
+    return "pair" if config.objective == "pair" else "all"
 
 
 def _forget_ids(batch: GroupBatch, share: float) -> Tensor:
@@ -273,9 +290,9 @@ def _unet_predictor(unet: UNet2DConditionModel, reference: UNet2DConditionModel,
     return (predict_from_unet if config.trainable == "full" else predict_from_decoder)(unet, reference)
 
 
-def _scaled(config: PreferenceConfig) -> OptimiserConfig:
+def _scaled(config: PreferenceConfig, factor: float = 1.0) -> OptimiserConfig:
     """The optimiser section with its effective learning rate."""
-    factor = config.batch_groups * config.optimiser.accumulate if config.scale_lr else 1
+    factor *= config.batch_groups * config.optimiser.accumulate if config.scale_lr else 1
     return config.optimiser.model_copy(update={"lr": config.optimiser.lr * factor})
 
 
@@ -284,35 +301,3 @@ def _announce(run: TrainingRun, config: PreferenceConfig, optimiser: OptimiserCo
     sys.stderr.write(
         f"{run.name}: beta {config.beta:g}; {BETA_CONVENTION}\n{run.name}: learning rate {optimiser.lr:g}{scaled}\n"
     )
-
-
-def _with_pictures(
-    run: TrainingRun, tables: Tables, diffusion_dir: Path, backbone: DiffusionBackbone, unet: UNet2DConditionModel
-) -> TrainingRun:
-    """The run with sample pictures of a U-Net in training, drawn with the backbone's own defaults."""
-    if run.on_pictures is None:
-        return run
-    saved = PerFusionPipeline.load_config(diffusion_dir)
-    sampling = {name: saved[name] for name in ("num_inference_steps", "guidance_scale", "eta")}
-    return _drawing(run, tables, PerFusionPipeline(**{**backbone.components(), "unet": unet}, **sampling))
-
-
-def _drawing(run: TrainingRun, tables: Tables, pipe: PerFusionPipeline) -> TrainingRun:
-    """The run with sample pictures: a row for each of some users, a column for each of some prompts, fixed noise."""
-    if run.on_pictures is None:
-        return run
-    table = tables["valid"] if len(tables.get("valid", ())) else tables["train"]
-    rows = torch.linspace(0, len(table) - 1, _SHOWN).long()
-    prompts = [table.prompts[row] for row in rows.tolist()] * _SHOWN
-    users = table.features(rows).repeat_interleave(_SHOWN, 0) if pipe.pan is not None else None
-    on_pictures = run.on_pictures
-    pipe.to(Compute(run.compute).device)
-
-    def draw(step: int) -> None:
-        generators = [generator_for(run.seed, "samples", i % _SHOWN) for i in range(len(prompts))]
-        pictures: Any = pipe(
-            prompts, users, num_images_per_prompt=1, generator=generators, output_type="pt"
-        ).images  # fmt: skip
-        on_pictures(step, (pictures * 255).round().to(torch.uint8))
-
-    return replace(run, on_sample=draw)

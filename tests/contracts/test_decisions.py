@@ -14,6 +14,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 BY_SCALE = {
     "name", "seed", "threads", "steps", "lr", "warmup", "schedule", "final_factor", "accumulate", "beta2", "grad_clip",
     "ema_decay", "checkpoint_seconds", "log_every", "batch_groups", "batch_images", "batch_captions", "batch_pictures",
+    "batch_prompts",
     "pictures", "pairs", "image_size", "min_groups", "evaluate_every", "evaluate_groups", "sheet_users", "resamples",
     "orders", "device", "precision", "gradient_checkpointing", "channels_last", "compile", "attention", "dtype",
 }  # fmt: skip

@@ -1,86 +1,16 @@
-"""The split U-Net equals diffusers' own, the adaptive network changes nothing at first (Sec. 4.3.1)."""
+"""The adaptive network learns, steers, is saved and loaded (Sec. 4.3.1); tests/peers holds it to diffusers' own."""
 
 import pytest
 import torch
-from diffusers import ControlNetModel, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
+from small_unet import inputs, small_unet
 
 from perfusion.generation.noising import beta_at, error_weight, sample_timesteps, signal_to_noise
 from perfusion.generation.objectives import clamp_losers, implicit_accuracy
 from perfusion.generation.pan import PersonalAdaptiveNetwork, skip_channels
-from perfusion.generation.split import Residuals, decode, encode
+from perfusion.generation.split import decode, encode
 
 CARDINALITIES = [4, 3, 9]
-
-
-def small_unet(size: int = 8, **changes) -> UNet2DConditionModel:
-    """Stable Diffusion's shape, four resolutions and 12 encoder blocks, in miniature."""
-    torch.manual_seed(0)
-    config = {
-        "sample_size": size, "in_channels": 4, "out_channels": 4, "block_out_channels": (8, 8, 16, 16),
-        "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-        "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-        "layers_per_block": 2, "cross_attention_dim": 6, "attention_head_dim": 2, "norm_num_groups": 4,
-    }  # fmt: skip
-    return UNet2DConditionModel(**{**config, **changes})
-
-
-def inputs(size: int = 8, batch: int = 3):
-    generator = torch.Generator().manual_seed(1)
-    z = torch.randn(batch, 4, size, size, generator=generator)
-    return z, torch.tensor([3, 500, 999])[:batch], torch.randn(batch, 5, 6, generator=generator)
-
-
-@pytest.mark.parametrize("size", [8, 12])  # 12 is not divisible by 8: sizes are forced on the way up
-def test_the_two_halves_are_the_whole_forward_and_backward(size):
-    unet = small_unet(size)
-    z, t, context = inputs(size)
-    whole = unet(z, t, context).sample
-    halves = decode(unet, encode(unet, z, t, context))
-    assert torch.equal(halves, whole)
-    parameters = list(unet.parameters())
-    expected = torch.autograd.grad(whole.square().sum(), parameters)
-    found = torch.autograd.grad(halves.square().sum(), parameters)
-    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
-
-
-def test_residuals_are_what_diffusers_adds():
-    unet = small_unet()
-    z, t, context = inputs()
-    encoded = encode(unet, z, t, context)
-    generator = torch.Generator().manual_seed(2)
-    extra = Residuals(
-        tuple(torch.randn(skip.shape, generator=generator) for skip in encoded.skips),
-        torch.randn(encoded.mid.shape, generator=generator),
-    )
-    expected = unet(
-        z, t, context, down_block_additional_residuals=extra.skips, mid_block_additional_residual=extra.mid
-    ).sample
-    assert torch.equal(decode(unet, encoded, extra), expected)
-
-
-def test_at_initialisation_the_output_is_the_plain_unets_bit_for_bit():
-    unet = small_unet()
-    pan = PersonalAdaptiveNetwork.from_unet(unet, CARDINALITIES, embedding_dim=4, cross_layers=2)
-    z, t, context = inputs()
-    users = torch.tensor([[1, 2, 8], [0, 0, 0], [3, 1, 5]])
-    residuals = pan(z, t, context, pan.user_map(users))
-    assert len(residuals.skips) == 12
-    assert torch.equal(decode(unet, encode(unet, z, t, context), residuals), unet(z, t, context).sample)
-
-
-def test_the_copy_is_the_part_of_the_unet_that_controlnet_copies():
-    unet = small_unet()
-    pan = PersonalAdaptiveNetwork.from_unet(unet, CARDINALITIES)
-    control = ControlNetModel.from_unet(unet)
-    parts = ("conv_in", "time_embedding", "down_blocks", "mid_block")
-    ours = {k: v for k, v in pan.state_dict().items() if k.startswith(parts)}
-    theirs = {k: v for k, v in control.state_dict().items() if k.startswith(parts)}
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
-    count = sum(p.numel() for p in [*pan.leave.parameters(), *pan.leave_mid.parameters()])
-    assert count == sum(
-        p.numel() for p in [*control.controlnet_down_blocks.parameters(), *control.controlnet_mid_block.parameters()]
-    )
 
 
 def test_stable_diffusion_has_twelve_encoder_blocks():

@@ -14,7 +14,7 @@ from perfusion.config import (
 from perfusion.errors import ConfigError, DataError, DivergenceError, WeightsError
 from perfusion.generation.backbone import load_backbone, load_unet
 from perfusion.generation.encoding import open_encoded
-from perfusion.generation.objectives import draw_groups, measure, preference_loss
+from perfusion.generation.objectives import draw_groups, measure, picked_loss, preference_loss
 from perfusion.generation.pipeline import PerFusionPipeline
 from perfusion.generation.predictors import predict_from_decoder, predict_from_pan, predict_from_unet
 from perfusion.generation.preference import denoising_error, group_preference_loss
@@ -58,21 +58,21 @@ def test_candidates_of_a_group_share_noise_level_and_noise(parts):
         assert torch.allclose(noise[mine], noise[mine][:1].expand_as(noise[mine]), atol=1e-4)
 
 
-@pytest.mark.parametrize("pairs", [False, True])
-def test_sharing_rows_at_pure_noise_changes_neither_loss_nor_gradient(parts, pairs):
+@pytest.mark.parametrize("candidates", ["all", "pair"])
+def test_sharing_rows_at_pure_noise_changes_neither_loss_nor_gradient(parts, candidates):
     table, data, backbone = parts
     config = generator(terminal_groups=3, timestep_ranges=((300, 900),))
     results = []
     for share in (True, False):
         torch.manual_seed(1)
-        batch = draw_groups(torch.tensor([0, 1, 2, 3, 4]), table, data, backbone.scheduler, config, pairs, share)
+        batch = draw_groups(torch.tensor([0, 1, 2, 3, 4]), table, data, backbone.scheduler, config, candidates, share)
         pan = build_pan(backbone.unet, table, config, TrainingRun("generator", 0))
         for conv in (pan.enter, pan.leave_mid, *pan.leave):
             torch.nn.init.constant_(conv.weight, 0.01)
         gap, _ = measure(
             batch, *predict_from_pan(pan, backbone.unet)(batch.noised, batch.t, batch.context, batch.users)
         )
-        loss = preference_loss(gap, batch, backbone.scheduler, config, pairs)
+        loss = preference_loss(gap, batch, backbone.scheduler, config, candidates == "pair")
         results.append((len(batch.noised), loss, torch.autograd.grad(loss, pan.to_map.weight)[0]))
     assert results[0][0] < results[1][0]
     assert torch.allclose(results[0][1], results[1][1], atol=1e-6)
@@ -174,19 +174,46 @@ def test_an_interrupted_training_resumes_bit_for_bit(home, tmp_path):
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
-def test_ablations_train_what_they_say(home, tmp_path):
-    tables = {"train": group_table()}
-    for name, config in {"no-pan": generator(pan=False), "no-group": generator(group=False)}.items():
-        train_generator(
-            tables, home / "encode", home / "diffusion", home / "dpo", config, TWIN.sampling, tmp_path / name,
-            TrainingRun("generator", 0),
-        )  # fmt: skip
-    blind, paired = (PerFusionPipeline.from_pretrained(tmp_path / name) for name in ("no-pan", "no-group"))
+@pytest.mark.parametrize("pan", [True, False])
+@pytest.mark.parametrize("group", [True, False])
+def test_ablations_train_what_they_say(home, tmp_path, pan, group):
+    """Sec. 5.4: without PAN the U-Net itself learns, blind; without the group objective Eq. 1 trains."""
+    config = generator(pan=pan, group=group, optimiser=OptimiserConfig(steps=3, lr=1e-3))
+    metrics = train_generator(
+        {"train": group_table()}, home / "encode", home / "diffusion", home / "dpo", config, TWIN.sampling, tmp_path,
+        TrainingRun("generator", 0),
+    )  # fmt: skip
+    pipe = PerFusionPipeline.from_pretrained(tmp_path)
     dpo = load_unet(home / "dpo").state_dict()
-    assert blind.pan is None
-    assert any(not torch.equal(value, dpo[key]) for key, value in blind.unet.state_dict().items())
-    assert paired.pan is not None
-    assert all(torch.equal(value, dpo[key]) for key, value in paired.unet.state_dict().items())
+    assert (pipe.pan is not None) == pan
+    still = [key for key, value in pipe.unet.state_dict().items() if torch.equal(value, dpo[key])]
+    assert (len(still) == len(dpo)) == pan
+    assert ("implicit_accuracy" in metrics) == group
+
+
+def test_without_pan_the_unet_learns_at_a_rate_of_its_own(home, tmp_path):
+    metrics = train_generator(
+        {"train": group_table()}, home / "encode", home / "diffusion", home / "dpo",
+        generator(pan=False, unet_lr_factor=0.25), TWIN.sampling, tmp_path, TrainingRun("generator", 0),
+    )  # fmt: skip
+    assert metrics["effective_lr"] == pytest.approx(0.25e-3)
+
+
+def test_without_the_group_objective_the_loss_is_the_picked_pictures_denoising_error(parts):
+    table, data, backbone = parts
+    config = generator(group=False, terminal_groups=2)
+    rows, _ = comparable_groups(table)
+    torch.manual_seed(0)
+    batch = draw_groups(rows, table, data, backbone.scheduler, config, "picked")
+    assert len(batch.target) == table.picked[rows].sum()
+    with torch.no_grad():
+        prediction = backbone.unet(batch.noised, batch.t, batch.context).sample
+    by_hand = [
+        ((target - prediction[row]) ** 2).mean() / max(1 - float(backbone.scheduler.alphas_cumprod[batch.t[row]]), 0.1)
+        for target, row in zip(batch.target, batch.row.tolist(), strict=True)
+    ]
+    assert torch.allclose(picked_loss(batch, prediction, backbone.scheduler, config), torch.stack(by_hand).mean())
+    assert measure(batch, prediction, prediction)[1].keys() == {"err_theta", "err_ref"}
 
 
 def test_divergence_stops_with_a_name(home, tmp_path):
