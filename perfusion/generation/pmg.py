@@ -107,7 +107,7 @@ def read_keywords(answer: str, count: int) -> tuple[str, ...]:
     What follows an empty line is chatter and not read.
     """
     listed = re.split(r"\n\s*\n", answer.strip(), maxsplit=1)[0]
-    parts = re.split(r"[\n,;]|(?:^|\s)\d+[.)]", listed)
+    parts = re.split(r"(?:^|\s)\d+[.)]|[\n,;]", listed)
     words = [part.strip(" \t-*.\"'").lower() for part in parts]
     return tuple(dict.fromkeys(word for word in words if word))[:count]
 
