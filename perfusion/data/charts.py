@@ -38,6 +38,7 @@ def bar_chart(
         flat: bars lie, for long labels; the first is on top.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     scaled = all(isinstance(label, int | float) for label in labels)
     places = np.asarray(labels, float) if scaled and not flat else np.arange(len(labels), dtype=float)
@@ -54,13 +55,15 @@ def bar_chart(
     if marks is not None:
         rows = (np.asarray(marks[1], float), places)
         plot(*(rows if flat else rows[::-1]), "o", color=_MARK, markersize=5, label=marks[0])
-        axes.legend(frameon=False)
+        figure.legend(loc="outside lower center", frameon=False)
     if line is not None:
         (axes.axvline if flat else axes.axhline)(line, color="grey", linewidth=0.8, linestyle="--")
     if flat:
         axes.set_yticks(places, [_short(label) for label in labels])
         axes.invert_yaxis()
-    elif not scaled:
+    elif scaled:
+        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=bool((places == places.round()).all())))
+    else:
         axes.set_xticks(places, [_short(label) for label in labels])
     axes.set(title=title, xlabel=unit if flat else axis, ylabel=axis if flat else unit)
     axes.spines[["top", "right"]].set_visible(False)

@@ -121,7 +121,7 @@ def write_description(out: Path, title: str, facts: Mapping[str, Any], found: Ma
     Args:
         out: folder to write into; made if it is not there.
         title: of the page, e.g. the dataset's folder.
-        facts: name -> value, of which the page's table is made (Table 1's counts first).
+        facts: see `describe_dataset`; "user_features" may hold its second part.
         found: see `distributions`.
 
     Returns:
@@ -136,10 +136,15 @@ def write_description(out: Path, title: str, facts: Mapping[str, Any], found: Ma
     (out / "describe.json").write_text(json.dumps({**facts, "distributions": found}, indent=1, ensure_ascii=False))
     encoded = {name: base64.b64encode(picture).decode() for name, picture in charts.items()}
     page = out / "index.html"
-    shown = {name: value for name, value in facts.items() if not isinstance(value, Mapping)}
+    shown = {name: _line(value) for name, value in facts.items() if name != "user_features"}
     template = Environment(autoescape=True).from_string(_PAGE)
-    page.write_text(template.render(title=title, facts=shown, charts=encoded), encoding="utf-8")
+    features = facts.get("user_features", {})
+    page.write_text(template.render(title=title, facts=shown, features=features, charts=encoded), encoding="utf-8")
     return page
+
+
+def _line(value: object) -> object:
+    return ", ".join(f"{key}: {item}" for key, item in value.items()) if isinstance(value, Mapping) else value
 
 
 _PAGE = """<!doctype html>
@@ -152,6 +157,11 @@ td { padding: .1rem 1.5rem .1rem 0; } img { max-width: 100%; display: block; mar
 <table>{% for name, value in facts.items() %}
 <tr><td>{{ name }}</td><td>{{ value }}</td></tr>{% endfor %}
 </table>
+{% if features %}<h2>User features</h2>
+<table>{% for name, feature in features.items() %}
+<tr><td>{{ name }}</td><td>{{ feature.kind }}</td><td>{{ feature["values"] }} values</td><td>{{ feature.missing }}
+missing</td></tr>{% endfor %}
+</table>{% endif %}
 {% for name, data in charts.items() %}<img alt="{{ name }}" src="data:image/png;base64,{{ data }}">
 {% endfor %}</body></html>
 """

@@ -76,8 +76,12 @@ def test_a_preferred_place_shows(groups):
 def test_the_page_stands_alone_and_the_charts_are_pictures(groups, tmp_path):
     path, _ = groups
     found = distributions(path)
-    page = write_description(tmp_path / "out", "<shop> & co", {"users": 40, "user_features": {}}, found)
+    facts = {"users": 40, "group_size": {"2": 7, "5": 293},
+             "user_features": {"style": {"kind": "str", "values": 3, "missing": 1}}}  # fmt: skip
+    page = write_description(tmp_path / "out", "<shop> & co", facts, found)
     text = page.read_text()
+    assert "2: 7, 5: 293" in text
+    assert "<td>style</td><td>str</td><td>3 values</td>" in text
     assert "&lt;shop&gt; &amp; co" in text
     assert text.count("data:image/png;base64,") == len(draw_distributions(found)) == 7
     assert "http" not in text
