@@ -88,7 +88,7 @@ def image_states(images: pd.DataFrame, failures: Sequence[Failures]) -> dict[str
 def _with_unread(table: Table) -> pd.DataFrame:
     """The table with a column beside each: the text of cells that could not be read."""
     unread = {f"{name} unread": _cells(table.unreadable.get(name, {}), table.frame) for name in table.frame.columns}
-    return table.frame.assign(**unread)
+    return pd.concat([table.frame, pd.DataFrame(unread, index=table.frame.index)], axis=1)
 
 
 def _cells(texts: Mapping[int, str], frame: pd.DataFrame) -> pd.Series:

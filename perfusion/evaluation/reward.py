@@ -288,7 +288,8 @@ def _gains(rows: pd.DataFrame, other: str, options: Mapping[str, Any]) -> dict[s
     for metric, column in (("map", "ap"), ("gauc", "auc")):
         mine, theirs = rows[f"{column}_perfusion_rm"], rows[f"{column}_{other}"]
         gains[metric] = paired_difference(mine, theirs, rows["user_id"], **options).to_dict()
-        gains[f"relative_{metric}"] = float(mine.mean() / theirs.mean() - 1)
+        level = theirs.mean()  # a GAUC of 0, of few groups, has nothing relative to it
+        gains[f"relative_{metric}"] = float(mine.mean() / level - 1) if level > 0 else None
     return gains
 
 
