@@ -227,14 +227,10 @@ def _tables(run: StageRun) -> dict[str, GroupTable]:
 
 def _corpus(run: StageRun, pictures: int) -> Corpus:
     """Captioned pictures for the twins: rendered anew for the sample world, the dataset's own otherwise."""
-    size = run.params.data.image_size
-    if (run.workspace.data / "world.json").exists():
-        from perfusion.world import corpus
+    from perfusion.world import captioned_pictures
 
-        return corpus(pictures, run.params.seed, size)
-    from perfusion.data import dataset_corpus, read_dataset
-
-    return dataset_corpus(read_dataset(run.workspace.data, run.workspace.valid), size)
+    paths, params = run.workspace, run.params
+    return captioned_pictures(paths.data, paths.valid, pictures, params.seed, params.data.image_size)
 
 
 if __name__ == "__main__":

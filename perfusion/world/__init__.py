@@ -1,6 +1,6 @@
 """The sample marketplace: garments drawn from attributes, merchants with planted tastes, a known ceiling."""
 
-from perfusion.world.corpus import corpus
+from perfusion.world.corpus import captioned_pictures, corpus
 from perfusion.world.garments import FAMILIES, FREE, STATED, render
 from perfusion.world.judge import Reading
 from perfusion.world.marketplace import Truth, load_truth, write_marketplace
@@ -15,6 +15,7 @@ __all__ = [
     "Reading",
     "Truth",
     "Utility",
+    "captioned_pictures",
     "corpus",
     "load_truth",
     "reference_scores",

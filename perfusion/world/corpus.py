@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch.nn import functional
 
+from perfusion.data import dataset_corpus, read_dataset
 from perfusion.data.corpus import Corpus
 from perfusion.seeding import derive_seed
 from perfusion.world.garments import CODES, FAMILIES, SIZE, render
 
-__all__ = ["corpus"]
+__all__ = ["captioned_pictures", "corpus"]
+
+
+def captioned_pictures(data_dir: Path, tables_dir: Path, count: int, seed: int, size: int) -> Corpus:
+    """Captioned pictures for twins: `count` rendered anew for the sample world, the dataset's own otherwise.
+
+    Args:
+        data_dir: the dataset.
+        tables_dir: its clean tables.
+        count: pictures to render.
+        seed: of the rendering.
+        size: side in pixels.
+    """
+    if (data_dir / "world.json").exists():
+        return corpus(count, seed, size)
+    return dataset_corpus(read_dataset(data_dir, tables_dir), size)
 
 
 def corpus(n: int, seed: int, size: int = SIZE) -> Corpus:

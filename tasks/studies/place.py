@@ -24,7 +24,7 @@ from tasks.workspace import (
 __all__ = ["BASE", "Studies", "features_of", "prepare_studies"]
 
 #: Outputs of the retraining that studies read, reached as base/NAME.
-BASE = ("split", "backbones", "pickscore", "reward", "encode", "dpo", "sft", "generator", "evaluation")
+BASE = ("valid", "split", "backbones", "pickscore", "reward", "encode", "dpo", "sft", "generator", "evaluation")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from tasks.studies.systems import DRAWN, RANKED, STUDIES, VIEWS, Drawn, Ranked, 
 __all__ = ["FAMILIES", "Measured", "Plan", "make_plan"]
 
 #: Families of stages in the pipeline, each a foreach over the plan's section of that name.
-FAMILIES = ("view", "reward", "score", "coverage", "generator", "picture", "cost")
+FAMILIES = ("view", "backbone", "reward", "score", "coverage", "generator", "picture", "cost")
 Items = dict[str, dict[str, dict[str, Any]]]
 _CLIP, _SPLIT = "base/backbones/clip", "base/split"
 _BACKBONES = {"pickscore": "base/pickscore", "clip": _CLIP}
@@ -105,6 +105,9 @@ def _ranked(plan: Plan, params: Params, systems: Mapping[str, tuple[str, ...]], 
         if system.trains is not None and (why := _refused(params, system.trains, system.changes)):
             plan.missing[name] = why
             continue
+        if system.kind and params.clip.path is not None:
+            plan.missing[name] = "real weights of this class have a workspace of their own: set clip.kind and clip.path"
+            continue
         for seed in range(1 if system.trains is None or system.once else seeds):
             model = _CLIP if system.trains is None else _reward(plan, params, name, system, seed)
             for view in views:
@@ -117,15 +120,27 @@ def _ranked(plan: Plan, params: Params, systems: Mapping[str, tuple[str, ...]], 
 def _reward(plan: Plan, params: Params, name: str, system: Ranked, seed: int) -> str:
     """The folder of a trained reward model; the retraining's own where it is the same."""
     assert system.trains is not None
-    if seed == 0 and not system.changes and not system.learns:
+    if seed == 0 and not system.changes and not system.learns and not system.kind:
         return f"base/{system.trains}"
     section = _changed(params, system.trains, system.changes)
     split = f"work/view/{system.learns}" if system.learns else _SPLIT
     backbone = _CLIP if system.trains == "pickscore" else _BACKBONES[section["backbone"]]
+    if system.kind:
+        backbone = _tuned(plan, params, system.kind)
     plan.items["reward"][f"{name}-{seed}"] = {
         "trains": system.trains, "seed": seed, "section": section, "split": split, "backbone": backbone,
     }  # fmt: skip
     return f"work/reward/{name}-{seed}"
+
+
+def _tuned(plan: Plan, params: Params, kind: str) -> str:
+    """A backbone of another class, pretrained and tuned on the picks as the retraining's own is."""
+    plan.items["backbone"][kind] = {"seed": 0, "section": _changed(params, "clip", {"kind": kind})}
+    plan.items["reward"][f"pickscore_{kind}-0"] = {
+        "trains": "pickscore", "seed": 0, "section": _changed(params, "pickscore", {}), "split": _SPLIT,
+        "backbone": f"work/backbone/{kind}",
+    }  # fmt: skip
+    return f"work/reward/pickscore_{kind}-0"
 
 
 def _drawn(plan: Plan, params: Params, systems: tuple[str, ...], seeds: int) -> Iterator[Measured]:
@@ -164,12 +179,10 @@ def _refused(params: Params, section: str, changes: Mapping[str, Any]) -> str:
     if section not in type(params).model_fields:
         return f"nothing in this version trains {section!r}"
     try:
-        changed = _changed(params, section, changes)
+        _changed(params, section, changes)
     except ValidationError as error:
         first = error.errors()[0]
         return f"this version does not know {'.'.join(map(str, first['loc']))} = {first.get('input')!r}"
-    if section == "reward" and changed["backbone"] not in _BACKBONES:
-        return f"no backbone {changed['backbone']!r} in this workspace"
     return ""
 
 

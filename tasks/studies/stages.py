@@ -94,6 +94,20 @@ def view(run: StudyRun) -> Metrics:
         return dict(write_view(run.path("base/split"), out, run.item["kinds"], features, run.params.seed))
 
 
+def backbone(run: StudyRun) -> Metrics:
+    """Train the twin of another class of backbones on captioned pictures (Table 5)."""
+    from perfusion.reward import pretrain_twin
+    from perfusion.world import captioned_pictures
+
+    section = run.section("clip")
+    with whole(run.out) as (out,):
+        size = run.params.data.image_size
+        pictures = captioned_pictures(
+            run.path("data"), run.path("base/valid"), section.pictures, run.params.seed, size
+        )  # fmt: skip
+        return dict(pretrain_twin(pictures, section, out, run.training("clip", section)))
+
+
 def reward(run: StudyRun) -> Metrics:
     """Train a reward model: PerFusionRM, or the user-blind baseline."""
     from perfusion.reward import train_pickscore, train_reward
@@ -191,6 +205,7 @@ def cost(run: StudyRun) -> Metrics:
 
 STAGES: dict[str, Callable[[StudyRun], Metrics]] = {
     "view": view,
+    "backbone": backbone,
     "reward": reward,
     "score": score,
     "coverage": coverage,

@@ -40,6 +40,7 @@ class Ranked:
         trains: section of params.yaml that it is trained with; None scores it as it is.
         changes: of that section.
         learns: view of the split that it is trained on; "" is the split itself.
+        kind: class of the frozen backbone (`clip.kind`); another than the retraining's is pretrained and tuned first.
         once: trained from a single seed, however many are asked for.
     """
 
@@ -48,6 +49,7 @@ class Ranked:
     trains: Literal["pickscore", "reward"] | None = None
     changes: Changes = field(default_factory=dict)
     learns: str = ""
+    kind: str = ""
     once: bool = False
 
 
@@ -121,8 +123,8 @@ RANKED: dict[str, Ranked] = {
     "shuffled": Ranked(
         "PerFusionRM, users shuffled (control)", "perfusion_rm", "reward", {"shuffle_users": True}, once=True
     ),
-    "siglip": Ranked("SigLIP", "perfusion_rm", "reward", {"backbone": "siglip"}),
-    "vilt": Ranked("ViLT", "perfusion_rm", "reward", {"backbone": "vilt"}),
+    "siglip": Ranked("SigLIP", "perfusion_rm", "reward", kind="siglip"),
+    "vilt": Ranked("ViLT", "perfusion_rm", "reward", kind="vilt"),
     "pairs": Ranked("N = 2", "perfusion_rm", "reward", learns="pairs"),
     "thinned": Ranked("PerFusionRM, thinned records", "perfusion_rm", "reward", learns="thinned"),
     "thinned_id": Ranked(
