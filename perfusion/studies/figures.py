@@ -115,8 +115,8 @@ def contrast(
     if metric not in rows or not {left, right} <= set(rows.loc[rows[metric].notna(), "system"]):
         return None
     pair = over_seeds(rows, left, metric).join(
-        over_seeds(rows, right, metric)["value"], rsuffix="_other", how="inner"
-    )  # fmt: skip
+        over_seeds(rows, right, metric)["value"].rename("value_other"), how="inner"
+    )
     interval = paired_difference(pair["value"], pair["value_other"], pair["user_id"], **options)
     return Contrast(left, right, metric, strict, interval)
 
@@ -138,7 +138,9 @@ def history_curve(
         One row for each bin with users: `low`, `high` (None when open), `users`, `groups`, and mean and bounds of
         `gauc`, `blind` and their paired `gain` (`gauc`, `gauc_low`, `gauc_high`, ...).
     """
-    pair = over_seeds(rows, system, "auc").join(over_seeds(rows, blind, "auc")["value"], rsuffix="_blind", how="inner")
+    pair = over_seeds(rows, system, "auc").join(
+        over_seeds(rows, blind, "auc")["value"].rename("value_blind"), how="inner"
+    )
     records = pair["user_id"].map(lambda user: learnt.get(user, 0))
     place = np.searchsorted(np.asarray(edges), records.to_numpy(), side="right") - 1
     result = []
