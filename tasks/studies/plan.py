@@ -14,9 +14,9 @@ from tasks.studies.systems import DRAWN, RANKED, STUDIES, VIEWS, Drawn, Ranked, 
 __all__ = ["FAMILIES", "Measured", "Plan", "make_plan"]
 
 #: Families of stages in the pipeline, each a foreach over the plan's section of that name.
-FAMILIES = ("view", "backbone", "reward", "score", "coverage", "generator", "picture", "cost")
+FAMILIES = ("view", "backbone", "reward", "score", "coverage", "generator", "spo", "picture", "cost")
 Items = dict[str, dict[str, dict[str, Any]]]
-_CLIP, _SPLIT = "base/backbones/clip", "base/split"
+_CLIP, _DIFFUSION, _SPLIT = "base/backbones/clip", "base/backbones/diffusion", "base/split"
 _BACKBONES = {"pickscore": "base/pickscore", "clip": _CLIP}
 _EVALUATION = "base/evaluation/generator/pictures.parquet"
 
@@ -154,17 +154,22 @@ def _drawn(plan: Plan, params: Params, systems: tuple[str, ...], seeds: int) -> 
             if seed == 0 and system.arm is not None and not system.changes:
                 yield Measured(name, seed, "", _EVALUATION, system.arm, None)
                 continue
-            model = _generator(plan, params, system, key, seed)
-            plan.items["picture"][key] = {"system": name, "trains": system.trains, "model": model}
+            plan.items["picture"][key] = _picture(plan, params, name, system, seed)
             yield Measured(name, seed, "", f"work/picture/{key}/pictures.parquet", None, f"picture@{key}")
 
 
-def _generator(plan: Plan, params: Params, system: Drawn, key: str, seed: int) -> str:
+def _picture(plan: Plan, params: Params, name: str, system: Drawn, seed: int) -> dict[str, Any]:
+    """What draws: a trained system, or the backbone with other prompts, for which nothing is trained."""
     assert system.trains is not None
-    start = "base/dpo" if system.trains == "generator" else "base/backbones/diffusion"
     section = _changed(params, system.trains, system.changes)
-    plan.items["generator"][key] = {"trains": system.trains, "seed": seed, "section": section, "start": start}
-    return f"work/generator/{key}"
+    item: dict[str, Any] = {"system": name, "trains": system.trains}
+    if system.trains == "pmg":
+        return {**item, "model": _DIFFUSION, "section": section}
+    family = "spo" if system.trains == "spo" else "generator"
+    start = "base/dpo" if system.trains == "generator" else _DIFFUSION
+    training = {"trains": system.trains, "seed": seed, "section": section, "start": start}
+    plan.items[family][f"{name}-{seed}"] = training
+    return {**item, "model": f"work/{family}/{name}-{seed}"}
 
 
 def _changed(params: Params, section: str, changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ LANES = 2
 #: Seconds of a stage of one thread beside another one, on the sample marketplace, where it was never timed here.
 NOMINAL = {
     "view": 6.0, "backbone": 130.0,
-    "reward": 50.0, "score": 18.0, "coverage": 90.0, "generator": 190.0, "picture": 45.0, "cost": 150.0,
+    "reward": 50.0, "score": 18.0, "coverage": 90.0, "generator": 190.0, "spo": 150.0, "picture": 45.0, "cost": 150.0,
 }  # fmt: skip
 
 

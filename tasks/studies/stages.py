@@ -170,15 +170,37 @@ def generator(run: StudyRun) -> Metrics:
         return dict(train(tables, encoded, diffusion, section, out, training))
 
 
+def spo(run: StudyRun) -> Metrics:
+    """Train SPO: step-aware preference, judged by the tuned PickScore."""
+    from perfusion.generation import train_spo
+    from perfusion.reward import load_clip
+    from perfusion.scorers import PickScore
+
+    params, section = run.params, run.section("spo")
+    preference = PickScore(load_clip(run.path("base/pickscore")), params.clip.path is None).score
+    with whole(run.out) as (out,):
+        tables = run.tables(run.path("base/split"))
+        training = run.training("spo", section, params.compute)
+        encoded, diffusion = run.path("base/encode"), run.path("base/backbones/diffusion")
+        return dict(train_spo(tables, encoded, diffusion, preference, section, out, training))
+
+
 def picture(run: StudyRun) -> Metrics:
     """Draw the evaluation's items with one system, and judge them."""
+    from perfusion.data import read_groups
     from perfusion.evaluation.arms import load_arm
+    from perfusion.evaluation.style import build_style
+    from perfusion.reward import load_clip
     from perfusion.studies.picture_sets import picture_set
 
-    params = run.params
+    params, style = run.params, None
+    if run.item["trains"] == "pmg":
+        groups = read_groups(run.path("base/split/groups.parquet"), extra=("split",))
+        clip = load_clip(run.path("base/backbones/clip"))
+        style = build_style(run.path("data"), groups, clip, run.section("pmg"), params.data.image_size)
     arm = load_arm(
         run.path("base/backbones/diffusion"), run.path(run.item["model"]), run.path("base/generator"),
-        params.evaluate.steps,
+        params.evaluate.steps, style,
     )  # fmt: skip
     with whole(run.out) as (out,):
         return picture_set(
@@ -210,6 +232,7 @@ STAGES: dict[str, Callable[[StudyRun], Metrics]] = {
     "score": score,
     "coverage": coverage,
     "generator": generator,
+    "spo": spo,
     "picture": picture,
     "cost": cost,
 }

@@ -136,9 +136,9 @@ RANKED: dict[str, Ranked] = {
 DRAWN: dict[str, Drawn] = {
     "base": Drawn("SD1.5", arm="base"),
     "sft": Drawn("SFT", "sft", arm="sft"),
-    "spo": Drawn("SPO", "spo", arm="spo", once=True),
+    "spo": Drawn("SPO", "spo", once=True),
     "dpo": Drawn("DPO", "dpo", arm="dpo"),
-    "pmg": Drawn("PMG", "pmg", arm="pmg", once=True),
+    "pmg": Drawn("PMG", "pmg", once=True),
     "perfusion": Drawn("PerFusion", "generator", arm="perfusion"),
     "wo_pan": Drawn("PF w/o PAN", "generator", {"pan": False}),
     "wo_gobj": Drawn("PF w/o GOBJ", "generator", {"group": False}),
