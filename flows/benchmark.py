@@ -14,9 +14,10 @@ from tasks.dataset import ensure_data
 from tasks.run_stage import require_disk, run_stage
 from tasks.studies.builders import build
 from tasks.studies.page import write_benchmark_page
+from tasks.studies.pipeline import LANES
 from tasks.studies.place import Studies, prepare_studies
 from tasks.studies.record import record_benchmark
-from tasks.studies.runner import LANES, Schedule, closure, estimated_seconds, make_schedule, run_schedule, seconds_seen
+from tasks.studies.runner import Schedule, closure, estimated_seconds, make_schedule, run_schedule, seconds_seen
 from tasks.studies.sheets import study_sheet
 from tasks.studies.systems import STUDIES
 from tasks.studies.tables import Table

@@ -158,8 +158,8 @@ def table4(studies: Studies, options: Options) -> Table:
         "Measured in one process, rounds of all systems alternating, every training batch with the same number of "
         "pictures; ratios are medians over rounds with their range. Seconds of another machine say nothing: compare "
         f"ratios. The paper's, training and inference over Diffusion (Industrial): {printed}.",
-        "PerFusion costs less here than there because the frozen encoder runs once for policy and reference, and the "
-        "network of the user beside it alone.",
+        "Here the frozen encoder runs once for policy and reference, and the decoder once a step for all that guidance "
+        "needs (docs/performance.md).",
     )
     return figure_table("table4", STUDIES["table4"].title, columns, made, notes=notes)
 
@@ -261,12 +261,12 @@ def coverage(studies: Studies, options: Options) -> Table:
         )  # fmt: skip
     gain = contrast(rows, "full", "pickscore", "auc", options)
     retrained = contrast(rows[rows["seed"] == 0], "minimum", "pickscore", "auc", options)
-    order = ", ".join(step["feature"] for step in minimum["steps"])
-    kept = ", ".join(minimum["features"]) or "none"
+    gone = [step["feature"] for step in minimum["steps"] if step["feature"] not in minimum["features"]]
+    order, kept = (", ".join(names) or "none" for names in (gone, minimum["features"]))
     notes = [f"The gain of all features over tuned PickScore is {gain.interval if gain else 'not measured'}."]
     notes.append(
         f"The minimum set, by greedy removal at test time until the gain leaves the full one's interval: {kept} "
-        f"(removed in the order {order}; the last one no longer)."
+        f"(could go, in this order: {order})."
     )
     if retrained is not None:
         notes.append(f"Trained anew on the minimum set (and the id), the gain is {retrained.interval}.")

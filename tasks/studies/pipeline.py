@@ -10,9 +10,11 @@ from typing import Any
 
 import yaml
 
-__all__ = ["PIPELINE", "Stage", "resolve"]
+__all__ = ["LANES", "PIPELINE", "Stage", "lane_threads", "resolve"]
 
 PIPELINE = Path(__file__).with_name("pipeline.yaml")
+#: Stages at a time: on two cores, two of one thread each do a third more than one of two threads.
+LANES = 2
 _FIELD = re.compile(r"\$\{(key|item\.\w+)\}")
 
 
@@ -35,6 +37,11 @@ class Stage:
     params: tuple[str, ...]
     outs: tuple[str, ...]
     needs: frozenset[str] = frozenset()
+
+
+def lane_threads(threads: int) -> int:
+    """Threads of each of the stages that run at a time, when a stage of its own has `threads`."""
+    return max(1, threads // LANES)
 
 
 def resolve(items: Mapping[str, Mapping[str, dict[str, Any]]]) -> dict[str, Stage]:

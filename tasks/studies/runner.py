@@ -11,14 +11,12 @@ from dataclasses import dataclass
 from perfusion.checkpoint import atomic_write
 from tasks.process import stop_running
 from tasks.run_stage import run_stage
-from tasks.studies.pipeline import Stage
+from tasks.studies.pipeline import LANES, Stage, lane_threads
 from tasks.studies.place import Studies
 from tasks.unchanged import unchanged_stages
 
-__all__ = ["LANES", "Schedule", "closure", "estimated_seconds", "make_schedule", "run_schedule"]
+__all__ = ["Schedule", "closure", "estimated_seconds", "make_schedule", "run_schedule"]
 
-#: Stages at a time, of one thread each: on two cores this does a third more than one stage of two threads.
-LANES = 2
 #: Seconds of a stage of one thread beside another one, on the sample marketplace, where it was never timed here.
 NOMINAL = {
     "view": 6.0, "backbone": 130.0,
@@ -144,7 +142,8 @@ def _urgency(stage: Stage, waiting: dict[str, Stage], known: dict[str, float]) -
 
 def _run_one(studies: Studies, stage: Stage) -> tuple[bool, float]:
     """Bring one stage up to date; whether it was, and the seconds it took."""
-    result = run_stage(studies.place, stage.name, lambda line: None, wait_for_lock=True)
+    threads = lane_threads(studies.workspace.params().threads)
+    result = run_stage(studies.place, stage.name, lambda line: None, threads=threads, wait_for_lock=True)
     return result.cached, result.seconds
 
 

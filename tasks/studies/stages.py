@@ -23,7 +23,7 @@ from perfusion.errors import ConfigError
 from tasks.process import cpu_environment, die_with_parent
 from tasks.stage_run import StageRun, content_hash, resumable, value_at, whole, write_metrics
 from tasks.stages import explain
-from tasks.studies.pipeline import Stage, resolve
+from tasks.studies.pipeline import Stage, lane_threads, resolve
 from tasks.workspace import open_workspace
 
 if TYPE_CHECKING:
@@ -249,7 +249,7 @@ def main(arguments: list[str] | None = None) -> int:
     place = open_workspace(Path.cwd())
     name = f"{options.family}@{options.key}"
     try:
-        os.environ.update(cpu_environment(int(os.environ.get("OMP_NUM_THREADS", "1"))))
+        os.environ.update(cpu_environment(lane_threads(place.params().threads)))
         run = _begin(options.family, options.key)
         place.metrics(name).parent.mkdir(parents=True, exist_ok=True)
         write_metrics(place.metrics(name), STAGES[options.family](run))
