@@ -17,7 +17,11 @@ __all__ = ["PLAIN", "ComputeConfig", "OptimiserConfig", "Params", "Section", "lo
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
-ScorerName = Literal["aesthetic", "clip_score", "pickscore", "perfusion_rm"]
+ScorerName = Literal[
+    "aesthetic", "clip_score", "clip_h", "imagereward", "hpsv1", "hpsv2", "hpsv2.1", "pickscore_frozen", "pickscore",
+    "perfusion_rm",
+]  # fmt: skip
+WeightsName = Literal["clip_h", "imagereward", "hpsv1", "hpsv2", "hpsv2.1", "pickscore_frozen"]
 
 
 class Section(BaseModel):
@@ -317,6 +321,14 @@ class DistilConfig(Section):
     weight_floor: Positive = Field(0.1, description="as in diffusion.weight_floor")
 
 
+class ScorerWeights(Section):
+    """Where the weights of one frozen scorer are."""
+
+    path: str = Field(description="file, folder or hub id (owner/name)")
+    sha256: str | None = Field(None, description="expected hash of the weights file; None skips the check")
+    processor: str | None = Field(None, description="folder or hub id of its tokenizer, if apart; None takes the usual")
+
+
 class EvaluateConfig(Section):
     """Offline evaluation of the reward model and of generated pictures."""
 
@@ -336,6 +348,9 @@ class EvaluateConfig(Section):
     )
     clip_score_clip: str | None = Field(
         None, description="directory or hub id of the CLIP of CLIP Score; None takes the backbone"
+    )
+    weights: dict[WeightsName, ScorerWeights] = Field(
+        {}, description="real weights of frozen scorers (Table 2); a scorer not named here is its twin"
     )
 
 

@@ -8,8 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from perfusion.reward import TwoTowers
-from perfusion.scorers.embedding import cosines
+from perfusion.scorers.embedding import Towers, cosines
 from perfusion.scorers.protocol import check_batch, reported_name
 
 __all__ = ["CosineScore"]
@@ -20,12 +19,12 @@ class CosineScore(ABC):
     """`factor` x cosine of prompt and picture; blind to users.
 
     Attributes:
-        backbone: a CLIP model.
+        backbone: a CLIP model, of transformers or of open_clip.
         twin: whether it is a tiny twin.
         family: the name its numbers are reported under, less the twin's mark.
     """
 
-    backbone: TwoTowers
+    backbone: Towers
     twin: bool
     family: ClassVar[str]
     encoder: ClassVar[None] = None

@@ -14,8 +14,8 @@ from torch.nn import functional
 
 from perfusion.data import GroupTable
 from perfusion.reward.batches import NOTHING, gather, spread
-from perfusion.reward.frozen import embed_pictures, embed_prompts
 from perfusion.scorers.cosine import CosineScore
+from perfusion.scorers.embedding import embed_pictures, embed_prompts
 from perfusion.scorers.perfusion_rm import PersonalScore
 from perfusion.scorers.protocol import Scorer
 
