@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,7 +12,13 @@ from flows.cli_common import AsJson, WorkspaceOption, find_workspace, print_json
 __all__ = ["COMMANDS", "doctor", "ui"]
 
 
-def doctor(workspace: WorkspaceOption = None, as_json: AsJson = False) -> None:
+def doctor(
+    workspace: WorkspaceOption = None,
+    as_json: AsJson = False,
+    weights: Annotated[
+        bool, typer.Option("--weights", help="List every model of the paper: present, or a twin and what to download.")
+    ] = False,
+) -> None:
     """Look whether everything is as it should be.
 
     Versions, torch, disk, weights, data, store and registry; exit code 2 when something is wrong. Says which models are
@@ -20,6 +27,7 @@ def doctor(workspace: WorkspaceOption = None, as_json: AsJson = False) -> None:
     Examples:
 
       perfusion doctor
+      perfusion doctor --weights
       perfusion doctor --workspace work/workspaces/photos --json
     """
     import os
@@ -28,6 +36,9 @@ def doctor(workspace: WorkspaceOption = None, as_json: AsJson = False) -> None:
     from perfusion.errors import ConfigError
     from tasks.doctor import Finding, examine
 
+    if weights:
+        _show_weights(workspace, as_json)
+        return
     try:
         place, absent = find_workspace(workspace), []
     except ConfigError as error:
@@ -41,6 +52,22 @@ def doctor(workspace: WorkspaceOption = None, as_json: AsJson = False) -> None:
         typer.echo(f"{len(wrong)} thing(s) to mend" if wrong else "nothing to mend")
     if wrong:
         raise typer.Exit(2)
+
+
+def _show_weights(workspace: Path | None, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from tasks.weights import weights_table
+
+    rows = weights_table(find_workspace(workspace).params())
+    if as_json:
+        print_json({"models": [asdict(row) for row in rows]})
+        return
+    lines = [
+        (row.model, row.state, row.where or "", " ".join(code[:12] for code in row.sha256), row.download, row.parameter)
+        for row in rows
+    ]
+    print_table("perfusion doctor --weights", ("model", "", "where", "sha256", "download", "parameter"), lines)
 
 
 def ui(

@@ -198,11 +198,11 @@ class _Trajectories:
         following = mean.detach()[:, None] + std * fresh  # (P, K, C, H, W)
         best, worst, apart = best_and_worst(scores := self._judge(following, t), self.config.threshold)
         every = torch.arange(len(following), device=following.device)
-        ratios = [
+        better, worse = ratios = [
             log_density(following[every, chosen], mean, std) - log_density(following[every, chosen], mean_ref, std)
             for chosen in (best, worst)
         ]
-        losses = spo_loss(*ratios, self.config.beta, self.config.clip)  # (P,)
+        losses = spo_loss(better, worse, self.config.beta, self.config.clip)  # (P,)
         self.z = following[every, torch.randint(self.config.candidates, (len(following),)).to(every.device)]
         return torch.where(apart, losses, 0.0).mean(), self._count(place, losses, ratios, apart, scores)
 

@@ -60,7 +60,7 @@ class PersonalEncoderLayer(CLIPEncoderLayer):
         return hidden_states + self.mlp(normed)
 
 
-class PersonalSiglipLayer(PersonalEncoderLayer, SiglipEncoderLayer):
+class PersonalSiglipLayer(PersonalEncoderLayer, SiglipEncoderLayer):  # type: ignore[misc]  # same parts, other classes
     """The same for SigLIP, whose layers have CLIP's parts under CLIP's names (Eq. 3, 5)."""
 
 

@@ -111,5 +111,5 @@ def vilt_twin(texts: Iterable[str], image_size: int, config: ClipConfig) -> Vilt
     )  # fmt: skip
     with torch.no_grad():  # transformers leaves them at zero, where all patches are in one place
         model.vilt.embeddings.position_embeddings.normal_(std=model.config.initializer_range)
-    processor = ViltImageProcessor(size={"shortest_edge": image_size}, size_divisor=config.patch)
+    processor = ViltImageProcessor(size={"shortest_edge": image_size}, size_divisor=config.patch)  # type: ignore[call-arg]
     return ViltBackbone(model, tokenizer, processor)

@@ -129,7 +129,7 @@ class ImageRewardScore:
         tokens = self.tokenizer(
             prompts, padding="max_length", truncation=True, max_length=_TEXT_LENGTH, return_tensors="pt"
         ).to(device)
-        side = self.model.vision.config.image_size
+        side = int(self.model.vision.config.image_size)  # type: ignore[arg-type]  # a square's
         prepare = PicturePreparation(side, tuple(OPENAI_DATASET_MEAN), tuple(OPENAI_DATASET_STD))
         return tokens["input_ids"], tokens["attention_mask"], prepare(pictures.to(device))
 
@@ -186,7 +186,7 @@ def imagereward_twin(tokenizer: PreTrainedTokenizerBase, pictures: Tensor, ratin
         pictures: (n, 3, S, S) uint8.
         ratings: (n,) see `fit_head`.
     """
-    sizes = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
     side = pictures.shape[-1]
     vision = BlipVisionConfig(**sizes, image_size=side, patch_size=max(side // 4, 1), initializer_range=0.1)
     text = BlipTextConfig(
