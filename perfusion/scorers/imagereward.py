@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
@@ -186,7 +186,12 @@ def imagereward_twin(tokenizer: PreTrainedTokenizerBase, pictures: Tensor, ratin
         pictures: (n, 3, S, S) uint8.
         ratings: (n,) see `fit_head`.
     """
-    sizes: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes: dict[str, Any] = {
+        "hidden_size": 64,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
     side = pictures.shape[-1]
     vision = BlipVisionConfig(**sizes, image_size=side, patch_size=max(side // 4, 1), initializer_range=0.1)
     text = BlipTextConfig(
