@@ -103,6 +103,6 @@ def build_parser(
     parser.add_argument("--pictures", type=int, help=pictures)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=precisions, help="default: fp32 on a processor, bf16 elsewhere")
-    parser.add_argument("--no-memory", action="store_true", help="leave the peak memory out")
+    parser.add_argument("--only", choices=["time", "memory"], help="measure this alone; default: both")
     parser.add_argument("--peak", choices=["imports", *arms], help=argparse.SUPPRESS)
     return parser

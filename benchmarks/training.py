@@ -198,20 +198,26 @@ def main() -> None:
         if options.peak != "imports":
             _two_steps(found, options.peak)
         return
+    if options.only != "memory":
+        _time(options, found, dtype)
+    if options.only != "time":
+        peaks = _peaks(options, dtype)
+        print("\nPeak memory: " + ", ".join(f"{name} {value / 2**30:.2f} GiB" for name, value in peaks.items()))
+        record(f"training-memory-{options.size}", [], {}, peak_bytes=peaks, dtype=str(dtype), pictures=found.items)
+
+
+def _time(options: argparse.Namespace, found: Arms, dtype: torch.dtype) -> None:
     latent = options.latent or SIZES[options.size].latent
     timings = measure(*found, rounds=options.rounds)
     optimiser = "SGD" if options.size == "sd15" and options.device == "cpu" else "AdamW"
     what = f"latent {latent}x{latent}, {str(dtype).split('.')[1]}, {found.items} pictures, {optimiser}"
     show(f"Training step, {options.size}, {what}", timings)
-    peaks = {} if options.no_memory else _peaks(options, dtype)
-    if peaks:
-        print("\nPeak memory: " + ", ".join(f"{name} {value / 2**30:.2f} GiB" for name, value in peaks.items()))
     ratio = {timing.arm: timing.ratio for timing in timings}
     figures = {"perfusion_over_plain": ratio["perfusion"], "perfusion_over_dpo": ratio["perfusion"] / ratio["dpo"]}
     # the twin's figures are for its own table: what the project promises is of Stable Diffusion's size
     record(
         f"training-{options.size}", timings, {"training": figures} if options.size == "sd15" else {}, latent=latent,
-        dtype=str(dtype), optimiser=optimiser, pictures=found.items, peak_bytes=peaks,
+        dtype=str(dtype), optimiser=optimiser, pictures=found.items,
     )  # fmt: skip
 
 
