@@ -31,8 +31,9 @@ def import_pickapic(
 ) -> None:
     """Turn the public Pick-a-Pic shards (v1 or v2, with pictures) into a dataset.
 
-    Streams the shards once; interrupted, the same command goes on after the last shard it finished. Says how many rows each rule removed, and how much of the test records each way of
-    splitting lets training see; to split by prompt or user, set data.split_by in the parameters as well.
+    Streams the shards once; interrupted, the same command goes on after the last shard it finished. Says how many rows
+    each rule removed, and how much of the test records each way of splitting lets training see; to split by prompt or
+    user, set data.split_by in the parameters as well.
 
     Examples:
 
