@@ -90,6 +90,11 @@ def table2(studies: Studies, options: Options) -> Table:
     random = estimate(rows, "random", "auc", options)
     gain = contrast(rows, "shuffled", "pickscore", "auc", options)
     notes = list(table.notes)
+    if (rows.loc[rows["system"].isin(["clip_h", "hpsv1", "hpsv2"]), "scorer"].str.endswith("[twin]")).any():
+        notes.append(
+            "Twins of CLIP-H, HPS and the frozen PickScore have the weights of our own CLIP that never saw a pick: their "
+            "rows agree. Give the real weights in evaluate.weights (`perfusion doctor --weights` names them)."
+        )
     if random is not None:
         low, high = random.interval.low, random.interval.high
         notes.append(f"Control: a random order has GAUC {random.interval}; 0.5 {_inside(0.5, low, high)} its interval.")
