@@ -92,8 +92,8 @@ def table2(studies: Studies, options: Options) -> Table:
     notes = list(table.notes)
     if (rows.loc[rows["system"].isin(["clip_h", "hpsv1", "hpsv2"]), "scorer"].str.endswith("[twin]")).any():
         notes.append(
-            "Twins of CLIP-H, HPS and the frozen PickScore have the weights of our own CLIP that never saw a pick, so "
-            "that their rows agree. Give the real weights in evaluate.weights (`perfusion doctor --weights` names them)."
+            "Twins of CLIP-H, HPS and the frozen PickScore have the weights of our own CLIP that never saw a pick: "
+            "their rows agree. Give the real weights in evaluate.weights (`perfusion doctor --weights` names them)."
         )
     if random is not None:
         low, high = random.interval.low, random.interval.high
