@@ -29,16 +29,24 @@ from tasks.validation_columns import as_text
 from tasks.validation_facts import (
     candidate_facts,
     failed_rows,
+    feature_facts,
     group_facts,
     image_states,
     picture_facts,
-    text_features,
     user_facts,
     user_states,
 )
 from tasks.validation_pictures import Pictures, check_pictures
 from tasks.validation_reading import Table, read_groups, read_users
-from tasks.validation_rules import Failures, candidate_rules, group_rules, judge, picture_rules, user_rules
+from tasks.validation_rules import (
+    Failures,
+    candidate_rules,
+    feature_rules,
+    group_rules,
+    judge,
+    picture_rules,
+    user_rules,
+)
 
 __all__ = ["accept", "validate"]
 
@@ -159,8 +167,10 @@ def _referenced(groups: pd.DataFrame) -> set[str]:
 
 
 def _judge_users(users: Table) -> list[Failures]:
-    features = [str(name) for name in users.frame.columns if name != "user_id"]
-    return judge(user_facts(users), user_rules(features, text_features(users.frame)))
+    """Failures of users, and those of their features, told by user."""
+    features = feature_facts(users)
+    found = judge(features, feature_rules()) if len(features) else []
+    return [*judge(user_facts(users), user_rules()), *(_by_row(failures, features["row"]) for failures in found)]
 
 
 def _judge_groups(
@@ -170,15 +180,15 @@ def _judge_groups(
     latest = now + timedelta(days=config.max_future_days)
     whole = judge(group_facts(groups, users), group_rules(config, latest))
     candidates = candidate_facts(groups.frame, images)
-    return [*whole, *(_by_group(found, candidates) for found in judge(candidates, candidate_rules()))]
+    return [*whole, *(_by_row(found, candidates["group"]) for found in judge(candidates, candidate_rules()))]
 
 
-def _by_group(found: Failures, candidates: pd.DataFrame) -> Failures:
-    """Candidates' failures as failures of their groups; the first few candidates are named."""
+def _by_row(found: Failures, rows: pd.Series) -> Failures:
+    """Failures of parts (candidates, features) as failures of the rows they belong to; the first few are named."""
     named: dict[Any, list[str]] = {}
     for label, shown in found.failed.items():
-        named.setdefault(int(candidates.at[label, "group"]), []).append(shown)
-    return Failures(found.rule, found.checked, {group: _some(texts) for group, texts in named.items()})
+        named.setdefault(int(rows.at[label]), []).append(shown)
+    return Failures(found.rule, found.checked, {row: _some(texts) for row, texts in named.items()})
 
 
 def _some(texts: Sequence[str]) -> str:

@@ -1,6 +1,7 @@
 """The rules of the layout as Great Expectations suites, and how their failures become quarantine entries.
 
-Great Expectations (1.24) judges frames of plain columns: one row a user, a group, a candidate or a stored picture. Each
+Great Expectations (1.24) judges frames of plain columns: one row a user, a feature of a user, a
+group, a candidate or a stored picture. Each
 rule carries a remedy. Three of its habits are answered here: an empty frame passes every rule (callers refuse empty
 tables before), a missing column fails without saying which rows (raised as an error), `mostly` hides bad rows (unused).
 """
@@ -19,7 +20,9 @@ import pandas as pd
 from perfusion.config import DataConfig
 from tasks.validation_columns import as_text
 
-__all__ = ["Failures", "Rule", "candidate_rules", "group_rules", "judge", "picture_rules", "user_rules"]
+__all__ = [
+    "Failures", "Rule", "candidate_rules", "feature_rules", "group_rules", "judge", "picture_rules", "user_rules",
+]  # fmt: skip
 
 ID_CHARS = 200
 FEATURE_CHARS = 200
@@ -40,7 +43,7 @@ class Rule:
         kwargs: its arguments; `column` or the columns it looks at.
         shown: the column whose value is reported for a failing row.
         after: rules whose failing rows this one leaves alone, because there it could only repeat them.
-        feature: the feature column that a rule of that many columns is about.
+        about: the column whose value is told before it; "" tells none.
     """
 
     name: str
@@ -50,7 +53,7 @@ class Rule:
     kwargs: dict[str, Any]
     shown: str
     after: tuple[str, ...] = ()
-    feature: str = ""
+    about: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,31 +65,30 @@ class Failures:
     failed: dict[Any, str]
 
 
-def user_rules(features: Sequence[str], texts: Sequence[str]) -> list[Rule]:
-    """Rules over users: `features` are all feature columns, `texts` those that hold text."""
-    rules = [*_id_rules("user_id", "users"), *_copy_rules("user_id", "user")]
-    for name in features:
-        if name in texts:
-            rules.append(replace(_readable(name, "text in UTF-8"), name="feature_readable", feature=name))
-            rules.append(
-                Rule(
-                    "feature_length", f"feature {name!r} has at most {FEATURE_CHARS} characters",
-                    "a category is a short name; shorten it, or leave the column out of users.parquet",
-                    "ExpectColumnValueLengthsToBeBetween", {"column": name, "max_value": FEATURE_CHARS}, name,
-                    feature=name,
-                )
-            )  # fmt: skip
-        else:
-            rules.append(
-                Rule(
-                    "feature_finite", f"feature {name!r} is a finite number or empty",
-                    "write an empty value where the number is not known",
-                    "ExpectColumnValuesToBeBetween",
-                    {"column": name, "min_value": -sys.float_info.max, "max_value": sys.float_info.max}, name,
-                    feature=name,
-                )
-            )  # fmt: skip
-    return rules
+def user_rules() -> list[Rule]:
+    """Rules over users, but for their features."""
+    return [*_id_rules("user_id", "users"), *_copy_rules("user_id", "user")]
+
+
+def feature_rules() -> list[Rule]:
+    """Rules over single features of users, of `validation_facts.feature_facts`."""
+    return [
+        replace(_readable("text", "text in UTF-8"), name="feature_readable", says="a feature reads as text in UTF-8",
+                about="feature"),
+        Rule(
+            "feature_length", f"a feature has at most {FEATURE_CHARS} characters",
+            "a category is a short name; shorten it, or leave the column out of users.parquet",
+            "ExpectColumnValueLengthsToBeBetween", {"column": "text", "max_value": FEATURE_CHARS}, "text",
+            about="feature",
+        ),
+        Rule(
+            "feature_finite", "a feature is a finite number or empty",
+            "write an empty value where the number is not known",
+            "ExpectColumnValuesToBeBetween",
+            {"column": "number", "min_value": -sys.float_info.max, "max_value": sys.float_info.max}, "number",
+            about="feature",
+        ),
+    ]  # fmt: skip
 
 
 def group_rules(config: DataConfig, latest: datetime) -> list[Rule]:
@@ -230,10 +232,14 @@ def _failures(frame: pd.DataFrame, rule: Rule, result: Any, before: Sequence[Fai
         raise RuntimeError(f"rule {rule.name}: Great Expectations could not evaluate it: {result.exception_info}")
     settled = {label for other in before if other.rule.name in rule.after for label in other.failed}
     labels = [frame.index[position] for position in detail["unexpected_index_list"]]
-    about = f"{rule.feature}: " if rule.feature else ""
-    failed = {label: about + as_text(frame.at[label, rule.shown]) for label in labels if label not in settled}
+    failed = {label: _shown(frame, rule, label) for label in labels if label not in settled}
     checked = detail["element_count"] - detail.get("missing_count", 0)
     return Failures(rule, checked, failed)
+
+
+def _shown(frame: pd.DataFrame, rule: Rule, label: Any) -> str:
+    about = f"{frame.at[label, rule.about]}: " if rule.about else ""
+    return about + as_text(frame.at[label, rule.shown])
 
 
 def _great_expectations() -> Any:

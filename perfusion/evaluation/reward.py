@@ -249,12 +249,13 @@ def feature_slices(rows: pd.DataFrame, users: pd.DataFrame, options: Mapping[str
     Numbers are cut at their quartiles. Bounds are None for values with too few users.
     """
     test = rows[rows["split"] == "test"].merge(users, on="user_id", how="left")
+    gained = test[["user_id", "auc_perfusion_rm", "auc_user_blind"]]
     result = []
     for feature in sorted(name for name in users.columns if name != "user_id"):
         values = test[feature]
         if pd.api.types.is_numeric_dtype(values) and values.nunique() > 8:
             values = pd.qcut(values, 4, duplicates="drop").astype(str)
-        for value, part in test.groupby(
+        for value, part in gained.groupby(
             values.astype(object).where(values.notna(), "not given").astype(str), sort=True
         ):
             gain = paired_difference(part["auc_perfusion_rm"], part["auc_user_blind"], part["user_id"], **options)

@@ -171,3 +171,13 @@ def test_features_that_say_nothing_run(tmp_path: Path):
     users["none"] = users["none"].astype("string")
     found = stages(tmp_path, (users, groups_of(12, 14, 3, one_of(3))))
     assert math.isfinite(found.reward["valid_loss"])
+
+
+def test_a_thousand_features_run(tmp_path: Path):
+    """Each a column of categories; Eq. 2 is linear in their number."""
+    generator = np.random.default_rng(2)
+    columns = {f"f{row:04}": generator.choice(["a", "b", "c"], 12) for row in range(1000)}
+    users = pd.concat([users_of(12), pd.DataFrame(columns)], axis=1)
+    found = stages(tmp_path, (users, groups_of(12, 14, 3, one_of(3))))
+    assert math.isfinite(found.reward["valid_loss"])
+    assert len(pd.read_parquet(tmp_path / "evaluation" / "slices.parquet")["feature"].unique()) == 1001
