@@ -48,7 +48,7 @@ def record_benchmark(
         client.log_batch(run, metrics=metrics[:900], tags=[RunTag(key[:250], value) for key, value in verdicts.items()])
         heads = [head or "system" for head in header(table)]
         unique = [head if heads.index(head) == place else f"{head} ({place})" for place, head in enumerate(heads)]
-        client.log_table(run, pd.DataFrame(plain_rows(table), columns=unique), f"{table.name}.json")
+        client.log_table(run, pd.DataFrame(plain_rows(table), columns=unique, dtype=object), f"{table.name}.json")
         said = [*(claim_text(claim, titles) for claim in table.claims), *table.notes]
         client.log_text(run, "\n".join(said) + "\n", f"{table.name}.txt")
         for number, chart in enumerate(table.charts):

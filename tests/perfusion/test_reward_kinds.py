@@ -356,7 +356,7 @@ def test_both_stages_learn_from_picks_and_their_scorers_serve(trained: Path, tmp
     told = model.score(table.prompts, table.candidates(rows), table.features(rows), table.valid)
     assert group_auc(told, table.picked, table.valid).nanmean().item() == pytest.approx(metrics["valid_gauc"], abs=1e-6)
     blind = model.score(table.prompts, table.candidates(rows), None, table.valid)
-    assert group_auc(blind, table.picked, table.valid).nanmean() < 0.8
+    assert group_auc(blind, table.picked, table.valid).nanmean() < metrics["valid_gauc"] - 0.1
     scorer = blind_scorer(PickScore, picks, twin=True)
     assert scorer.name in ("pickscore[twin]", "vilt[twin]")
     found = row_scorer(scorer, table)(rows, None)
