@@ -59,8 +59,7 @@ class Size:
         pan.to_empty(device=device)
         for weight in pan.parameters():
             torch.nn.init.normal_(weight, std=1e-3)
-        for name in ("conv_in", "time_embedding", "down_blocks", "mid_block"):
-            getattr(pan, name).load_state_dict(getattr(unet, name).state_dict())
+        pan.copy_blocks(unet)
         return pan
 
     def users(self, count: int) -> Tensor:

@@ -21,7 +21,7 @@ ABSENT = ("absent", "")
 
 
 def user_facts(users: Table) -> pd.DataFrame:
-    """One row a user: its id, what could not be read of it, and whether the row repeats an earlier one."""
+    """One row a user: its columns, what could not be read of them, and whether the row repeats an earlier one."""
     return _mark_repeats(_with_unread(users), "user_id")
 
 

@@ -77,9 +77,13 @@ class PersonalAdaptiveNetwork(ModelMixin, ConfigMixin):
         """A network whose copied blocks start as the U-Net's own; with it in place the U-Net's output is unchanged."""
         config = {key: value for key, value in unet.config.items() if not key.startswith("_")}
         network = cls(config, list(cardinalities), **options)
-        for name in ("conv_in", "time_embedding", "down_blocks", "mid_block"):
-            getattr(network, name).load_state_dict(getattr(unet, name).state_dict())
+        network.copy_blocks(unet)
         return network
+
+    def copy_blocks(self, unet: UNet2DConditionModel) -> None:
+        """Take over the weights of the U-Net's encoder and middle block, conv_in and time embedding."""
+        for name in ("conv_in", "time_embedding", "down_blocks", "mid_block"):
+            getattr(self, name).load_state_dict(getattr(unet, name).state_dict())
 
     def user_map(self, users: Tensor) -> Tensor:
         """What users add to the latent, the same at every noise level: features (B, F) -> (B, C, H, W).

@@ -15,24 +15,29 @@ from perfusion.errors import ConfigError
 __all__ = ["PersonalEncoderLayer", "PersonalSiglipLayer", "PersonalViltLayer", "make_injectable"]
 
 
-class PersonalEncoderLayer(CLIPEncoderLayer):
-    """A CLIP encoder layer that adds user knowledge before attention and before the feed-forward network (Eq. 3, 5).
-
-    It adopts the parts of the layer it replaces, so parameters and their names stay as they were. The knowledge comes
-    as an argument, not as state: calls may overlap, and gradient checkpointing recomputes the right thing.
-
-    The paper leaves out the normalisations. The knowledge is added after the layer norm, right before the block it
-    informs; added before the norm, its size would be divided by that of the hidden state.
+class _Personal(nn.Module):
+    """A layer that adopts the parts of the one it replaces, so parameters and their names stay as they were.
 
     Args:
         layer: the layer to replace.
-        index: l, its place in the tower, from 0.
+        index: l, its place in the encoder, from 0.
     """
 
     def __init__(self, layer: nn.Module, index: int) -> None:
         super(GradientCheckpointingLayer, self).__init__()
         _adopt(self, layer)
         self.index = index
+
+
+class PersonalEncoderLayer(_Personal, CLIPEncoderLayer):
+    """A CLIP encoder layer that adds user knowledge before attention and before the feed-forward network (Eq. 3, 5).
+
+    The knowledge comes as an argument, not as state: calls may overlap, and gradient checkpointing recomputes the right
+    thing.
+
+    The paper leaves out the normalisations. The knowledge is added after the layer norm, right before the block it
+    informs; added before the norm, its size would be divided by that of the hidden state.
+    """
 
     def forward(
         self,
@@ -64,18 +69,8 @@ class PersonalSiglipLayer(PersonalEncoderLayer, SiglipEncoderLayer):  # type: ig
     """The same for SigLIP, whose layers have CLIP's parts under CLIP's names (Eq. 3, 5)."""
 
 
-class PersonalViltLayer(ViltLayer):
-    """The same for ViLT, whose layers have parts of their own (Eq. 3, 5).
-
-    Args:
-        layer: the layer to replace.
-        index: l, its place in the encoder, from 0.
-    """
-
-    def __init__(self, layer: nn.Module, index: int) -> None:
-        super(GradientCheckpointingLayer, self).__init__()
-        _adopt(self, layer)
-        self.index = index
+class PersonalViltLayer(_Personal, ViltLayer):
+    """The same for ViLT, whose layers have parts of their own (Eq. 3, 5)."""
 
     def forward(
         self,
