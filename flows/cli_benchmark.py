@@ -88,7 +88,7 @@ def _chosen(names: list[str]) -> list[str]:
 def _show(table: Table) -> None:
     from tasks.studies.words import claim_text, header, plain_rows
 
-    print_table(table.title, header(table), plain_rows(table))
+    print_table(table.title, header(table), plain_rows(table), stack=True)
     titles = {row.name: row.title for row in table.rows}
     for line in [*(claim_text(claim, titles) for claim in table.claims), *table.notes]:
         typer.echo(f"  {line}")

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from tasks.registry import Registry
     from tasks.workspace import Workspace
 
@@ -25,6 +27,8 @@ __all__ = [
     "shown",
     "unwrapped",
 ]
+
+UNBOUNDED = 100_000  # columns; more than any table takes
 
 WorkspaceOption = Annotated[
     Path | None,
@@ -85,18 +89,47 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False))
 
 
-def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table; numbers are shown as given."""
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], stack: bool = False) -> None:
+    """Print a table; numbers are shown as given. Into a pipe or a file it is as wide as it needs to be.
+
+    Args:
+        title: stands above.
+        columns: their headings.
+        rows: one value a column.
+        stack: in a terminal too narrow for the table, a line a cell, each row under its first value; else cells fold.
+    """
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
+    cells = [[escape(shown(value)) for value in row] for row in rows]
     table = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*(escape(shown(value)) for value in row))
-    Console().print(table)
+    for row in cells:
+        table.add_row(*row)
+    console = Console()
+    needed = console.measure(table, options=console.options.update(max_width=UNBOUNDED)).maximum
+    if not console.is_terminal:
+        Console(width=max(needed, console.width)).print(table)
+    elif stack and needed > console.width:
+        console.print(_stacked(title, columns, cells))
+    else:
+        console.print(table)
+
+
+def _stacked(title: str, columns: Sequence[str], cells: Sequence[Sequence[str]]) -> Table:
+    """Two columns: under each row's first value its other headings and what stands below them."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None, pad_edge=False)
+    table.add_column(overflow="fold")
+    table.add_column(overflow="fold")
+    for first, *rest in cells:
+        table.add_row(f"[bold]{first}[/bold]", "")
+        for heading, value in zip(columns[1:], rest, strict=True):
+            table.add_row(f"  {heading}", value)
+    return table
 
 
 def shown(value: object) -> str:
