@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -86,9 +85,9 @@ def run_schedule(
     Raises:
         StageError: a stage failed; the others that were running are stopped.
     """
-    known, began = seconds_seen(studies), time.monotonic()
+    known = seconds_seen(studies)
     waiting = {stage.name: stage for stage in schedule.order}
-    total, left = len(waiting), schedule.seconds
+    total = len(waiting)
     ran: dict[str, float] = {}
     running: dict[Future[tuple[bool, float]], Stage] = {}
     with ThreadPoolExecutor(lanes, thread_name_prefix="lane") as pool:
@@ -101,14 +100,13 @@ def run_schedule(
                 for future in done:
                     stage = running.pop(future)
                     cached, seconds = future.result()
-                    left -= estimated_seconds(stage, known)
                     if not cached:
-                        ran[stage.name] = seconds
+                        ran[stage.name] = known[stage.name] = seconds
                         _remember(studies, {stage.name: seconds})
                     ended = total - len(waiting) - len(running)
                     said = "nothing has changed" if cached else f"{seconds:.0f} s"
-                    rest = _remaining(time.monotonic() - began, left, schedule.seconds, lanes)
-                    tell(f"[{ended}/{total}] {stage.name}: {said}; about {rest} left")
+                    left = sum(estimated_seconds(one, known) for one in [*waiting.values(), *running.values()])
+                    tell(f"[{ended}/{total}] {stage.name}: {said}; about {left / lanes / 60:.0f} min left")
         except BaseException:
             stop_running()
             raise
@@ -151,10 +149,3 @@ def _remember(studies: Studies, seconds: dict[str, float]) -> None:
     studies.place.seconds.parent.mkdir(parents=True, exist_ok=True)
     record = json.dumps({**seconds_seen(studies), **seconds}, indent=1, sort_keys=True)
     atomic_write(studies.place.seconds, record.encode())
-
-
-def _remaining(spent: float, left: float, planned: float, lanes: int) -> str:
-    """What is left, by the pace so far: estimates are of a quiet machine."""
-    done = planned - left
-    pace = spent / done if done > 0 and spent > 20 else 1 / lanes
-    return f"{max(0.0, left * pace) / 60:.0f} min"
