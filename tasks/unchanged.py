@@ -45,12 +45,13 @@ class Unchanged:
 def unchanged_stages(workspace: Workspace, stages: tuple[str, ...]) -> frozenset[str]:
     """The stages whose command, dependencies, parameters and outputs are those of dvc.lock, as `dvc status` has it.
 
-    `dvc repro` compares the same and skips the same stages.
+    `dvc repro` compares the same and skips the same stages. DVC is asked about all stages there are: asked by name, it
+    reads dvc.yaml and dvc.lock once for each.
 
     Raises:
         StageError: DVC could not tell; holds its words.
     """
-    command = [sys.executable, "-m", "dvc", "status", "--json", *stages]
+    command = [sys.executable, "-m", "dvc", "status", "--json"]
     options = {"cwd": workspace.root, "env": stage_environment(1)}
     for attempt in range(1, LOCK_ATTEMPTS + 1):
         with group(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options) as process:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
 from transformers.models.vilt.modeling_vilt import ViltLayer
@@ -24,7 +23,7 @@ class _Personal(nn.Module):
     """
 
     def __init__(self, layer: nn.Module, index: int) -> None:
-        super(GradientCheckpointingLayer, self).__init__()
+        nn.Module.__init__(self)
         _adopt(self, layer)
         self.index = index
 

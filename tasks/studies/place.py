@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def prepare_studies(workspace: Workspace, seeds: int) -> Studies:
         params.model_dump(mode="json"), sort_keys=False
     )
     write_if_changed(root / "params.yaml", resolved.encode())
-    write_if_changed(root / "plan.yaml", yaml.safe_dump(plan.items, sort_keys=False).encode())
+    write_if_changed(root / "plan.json", json.dumps({"plan": plan.items}, indent=1).encode())
     write_if_changed(root / "dvc.yaml", PIPELINE.read_bytes())
     write_if_changed(root / ".dvcignore", (REPOSITORY / ".dvcignore").read_bytes())
     if not (root / ".dvc").is_dir():

@@ -1,4 +1,4 @@
-"""From systems and seeds to the items of the studies' pipeline: plan.yaml, and which stages a study needs."""
+"""From systems and seeds to the items of the studies' pipeline: plan.json, and which stages a study needs."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Plan:
     """What is to be made for all studies.
 
     Attributes:
-        items: family -> key -> what the stage is told; plan.yaml.
+        items: family -> key -> what the stage is told; plan.json.
         measured: study -> where its measurements are.
         missing: system -> why this version cannot run it.
         features: columns of the users.

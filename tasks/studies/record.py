@@ -34,7 +34,7 @@ def record_benchmark(
     parent = client.create_run(experiment, run_name=name, tags=tags).info.run_id
     client.log_batch(parent, params=[Param(key, value) for key, value in facts.items()])
     client.log_artifact(parent, str(page))
-    client.log_artifact(parent, str(studies.place.root / "plan.yaml"))
+    client.log_artifact(parent, str(studies.place.root / "plan.json"))
     for table in tables:
         own = {**tags, MLFLOW_PARENT_RUN_ID: parent, "study": table.name}
         run = client.create_run(experiment, run_name=table.name, tags=own).info.run_id

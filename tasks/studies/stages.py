@@ -1,6 +1,6 @@
 """The stages of the studies' pipeline: `python -m tasks.studies.stages FAMILY KEY` in the studies' folder.
 
-Adapters of a few lines, as in `tasks.stages`; what a stage is to do stands in plan.yaml under FAMILY and KEY.
+Adapters of a few lines, as in `tasks.stages`; what a stage is to do stands in plan.json under plan, FAMILY and KEY.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import yaml
 
 from perfusion.checkpoint import atomic_write, run_key
 from perfusion.config import PLAIN, Params
@@ -262,10 +260,10 @@ def main(arguments: list[str] | None = None) -> int:
 def _begin(family: str, key: str) -> StudyRun:
     """The stage with its item, its key of everything that it depends on, and its log."""
     place = open_workspace(Path.cwd())
-    stages = resolve(yaml.safe_load((place.root / "plan.yaml").read_text()))
+    stages = resolve(json.loads((place.root / "plan.json").read_text())["plan"])
     if f"{family}@{key}" not in stages:
         raise ConfigError(
-            f"{place.root / 'plan.yaml'}: no {family} {key!r}; run `perfusion benchmark` to write the plan"
+            f"{place.root / 'plan.json'}: no {family} {key!r}; run `perfusion benchmark` to write the plan"
         )
     stage, params = stages[f"{family}@{key}"], place.params()
     values = params.model_dump(mode="json")

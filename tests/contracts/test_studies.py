@@ -30,7 +30,7 @@ ADAPTERS = imports.REPOSITORY / "tasks" / "studies" / "stages.py"
 def test_pipeline_adapters_and_plan_have_the_same_families() -> None:
     assert tuple(PIPE) == tuple(stages.STAGES) == FAMILIES
     assert {name: stage["do"]["cmd"] for name, stage in PIPE.items()} == {n: f"${{run}} {n} ${{key}}" for n in PIPE}
-    assert {name: stage["foreach"] for name, stage in PIPE.items()} == {name: f"${{{name}}}" for name in PIPE}
+    assert {name: stage["foreach"] for name, stage in PIPE.items()} == {name: f"${{plan.{name}}}" for name in PIPE}
 
 
 def test_every_study_has_a_builder_and_knows_its_systems() -> None:
