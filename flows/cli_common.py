@@ -68,7 +68,7 @@ def open_store(workspace: Workspace) -> tuple[Registry, str]:
     from perfusion.errors import GateError
     from tasks.registry import open_registry
 
-    if not (workspace.mlruns / "mlflow.db").exists():
+    if not workspace.has_store:
         raise GateError(f"{workspace.mlruns}: no model was ever registered here; `perfusion retrain` makes the first")
     return open_registry(workspace.tracking_uri, workspace.mlruns), workspace.params().name
 

@@ -17,6 +17,7 @@ import psutil
 from perfusion.config import Params
 from perfusion.errors import PerFusionError
 from tasks.run_stage import LEAST_FREE_MIB
+from tasks.store import require_answer
 from tasks.workspace import Workspace
 
 __all__ = ["Finding", "examine", "machine_findings", "workspace_findings"]
@@ -166,12 +167,17 @@ def _runs(workspace: Workspace) -> Finding:
 
 
 def _registry(workspace: Workspace, family: str) -> Iterator[Finding]:
-    if not (workspace.mlruns / "mlflow.db").exists():
-        yield Finding("store", "note", f"{workspace.mlruns}: nothing yet; the first run makes it")
-        return
-    from tasks.registry import open_registry
+    try:
+        if not workspace.has_store:
+            yield Finding("store", "note", f"{workspace.mlruns}: nothing yet; the first run makes it")
+            return
+        from tasks.registry import open_registry
 
-    registry = open_registry(workspace.tracking_uri, workspace.mlruns)
+        registry = open_registry(workspace.tracking_uri, workspace.mlruns)
+        require_answer(workspace.tracking_uri)
+    except PerFusionError as error:
+        yield Finding("store", "wrong", str(error))
+        return
     yield Finding("store", "ok", workspace.tracking_uri)
     problems = registry.verify()
     entries = "" if problems else f"{len(registry.ledger.entries())} entries, chain and aliases in order"
