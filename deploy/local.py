@@ -27,6 +27,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from deploy.bucket import make_bucket
 from perfusion.errors import ConfigError, PerFusionError
 from tasks.process import group
 
@@ -153,24 +154,18 @@ def _initialise(programs: Path, data: Path, password: Path, as_user: Mapping[str
     finally:
         own.unlink()
     if done.returncode != 0:
-        raise PerFusionError(f"initdb ended with status {done.returncode}:\n{done.stderr.strip()}")
+        shutil.rmtree(data)
+        raise PerFusionError(
+            f"initdb ended with status {done.returncode}:\n{done.stderr.strip()}\n"
+            f"remedy: the user who runs PostgreSQL must be able to enter every folder above {data}; name another one"
+        )
 
 
 @contextmanager
 def _s3(folder: Path, ports: Mapping[str, int], client: Mapping[str, str]) -> Iterator[Callable[[], None]]:
     command = [sys.executable, "-m", "moto.server", "--host", HOST, "--port", str(ports["s3"])]
     with _server("s3", command, folder, {}) as process:
-
-        def make_bucket() -> None:
-            import boto3
-
-            keys = {"aws_access_key_id": client["AWS_ACCESS_KEY_ID"]}
-            keys["aws_secret_access_key"] = client["AWS_SECRET_ACCESS_KEY"]
-            boto3.client(
-                "s3", endpoint_url=client["AWS_ENDPOINT_URL"], region_name=client["AWS_DEFAULT_REGION"], **keys
-            ).create_bucket(Bucket=BUCKET)
-
-        yield _until("s3", make_bucket, process, folder)
+        yield _until("s3", lambda: make_bucket(BUCKET, client), process, folder)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import psutil
 
 from perfusion.config import Params
 from perfusion.errors import PerFusionError
+from tasks.dvc_push import credentials_under_git, remote_home
 from tasks.run_stage import LEAST_FREE_MIB
 from tasks.store import require_answer
 from tasks.workspace import Workspace
@@ -75,6 +76,7 @@ def workspace_findings(workspace: Workspace, environment: Mapping[str, str]) -> 
     yield from _weights(params, environment)
     yield _data(workspace)
     yield _runs(workspace)
+    yield _remote(workspace)
     yield from _registry(workspace, params.name)
 
 
@@ -164,6 +166,18 @@ def _runs(workspace: Workspace) -> Finding:
     except PerFusionError as error:
         return Finding("runs", "note", str(error).splitlines()[0])
     return Finding("runs", "ok", "none going on here")
+
+
+def _remote(workspace: Workspace) -> Finding:
+    home = remote_home(workspace)
+    if home is None:
+        return Finding("remote", "note", "DVC has no default remote: what was computed is on this disk alone")
+    if found := credentials_under_git(home):
+        return Finding(
+            "remote", "wrong", f"{home / '.dvc' / 'config'}: holds {', '.join(found)}, and git keeps that file: take "
+            "them out (`dvc remote modify --unset`), change them, and give them in the environment",
+        )  # fmt: skip
+    return Finding("remote", "ok", f"DVC's default remote of {home}; what is promoted is pushed there")
 
 
 def _registry(workspace: Workspace, family: str) -> Iterator[Finding]:

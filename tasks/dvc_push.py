@@ -18,8 +18,18 @@ from perfusion.errors import PerFusionError
 from tasks.process import group
 from tasks.workspace import REPOSITORY, Workspace
 
-__all__ = ["PushError", "push_outputs", "remote_home"]
+__all__ = ["PushError", "credentials_under_git", "push_outputs", "remote_home"]
 
+_CREDENTIALS = {
+    "access_key_id",
+    "account_key",
+    "client_secret",
+    "connection_string",
+    "password",
+    "sas_token",
+    "secret_access_key",
+    "session_token",
+}
 _REMEDY = "remedy: `dvc push` in that folder when the cause is mended, or let the next retraining push"
 
 
@@ -57,11 +67,21 @@ def push_outputs(workspace: Workspace) -> str | None:
     return f"{done['pushed']} files pushed to DVC's remote {done['remote']!r}"
 
 
+def credentials_under_git(home: Path) -> list[str]:
+    """The credentials that a project's `.dvc/config`, which git keeps, holds: their names, without values."""
+    settings = _settings(home, "config")
+    return sorted({name for section in settings.sections() for name in settings[section]} & _CREDENTIALS)
+
+
 def _has_default_remote(root: Path) -> bool:
-    """Whether a project's own settings name a default remote; read without DVC, which takes a second to import."""
+    return _settings(root, "config", "config.local").has_option("core", "remote")
+
+
+def _settings(root: Path, *names: str) -> configparser.ConfigParser:
+    """A project's own settings; read without DVC, which takes a second to import."""
     settings = configparser.ConfigParser(strict=False, interpolation=None)
-    settings.read(root / ".dvc" / name for name in ("config", "config.local"))
-    return settings.has_option("core", "remote")
+    settings.read(root / ".dvc" / name for name in names)
+    return settings
 
 
 def _python_path() -> str:
