@@ -40,7 +40,7 @@ DATABASES = (
     "perfusion",
 )  # of their own, because MLflow and Prefect both migrate "alembic_version"
 BUCKET, USER, HOST = "perfusion", "perfusion", "127.0.0.1"
-PATIENCE = 300.0  # seconds that a busy machine may take to start one of them
+PATIENCE = 900.0  # seconds that a very busy machine may take to start one of them
 _QUIET = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}
 
 
