@@ -237,6 +237,8 @@ def _client_environment(ports: Mapping[str, int], credentials: Mapping[str, str]
     return {
         "MLFLOW_TRACKING_URI": f"http://{HOST}:{ports['mlflow']}",
         "PERFUSION_PROMOTION_LOG": f"postgresql://{USER}@{HOST}:{ports['postgres']}/perfusion",
+        "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",
+        "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "false",
         "PREFECT_API_URL": f"http://{HOST}:{ports['prefect']}/api",
         "AWS_ENDPOINT_URL": f"http://{HOST}:{ports['s3']}",
         "AWS_DEFAULT_REGION": "us-east-1",
