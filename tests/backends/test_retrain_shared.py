@@ -211,11 +211,14 @@ def _is_of(registry: Registry, version: int, key: str) -> bool:
     return folder in key and key.endswith("artifacts/generator/model_index.json")
 
 
-def test_what_is_downloaded_to_be_checked_is_removed_again(registry: Registry, tmp_path: Path, monkeypatch) -> None:
+def test_what_is_downloaded_to_be_checked_is_removed_again(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    assert registry.files("shop-generator", 1)
+    assert registry.files("shop-reward", 1)
     assert list(tmp_path.iterdir()) == []
-    folder = local_folder(registry.client, "shop-generator", 1)
+    monkeypatch.setattr("tasks.registry.artifacts._downloads", lambda: tmp_path)
+    folder = local_folder(registry.client, "shop-reward", 1)
     assert (folder / "MLmodel").exists(), "one that is to be used stays while the process runs"
 
 
