@@ -19,7 +19,7 @@ export HF_HUB_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install retrain test quick lint ui prefect lock clean
+.PHONY: help install retrain test quick lint ui prefect backends lock clean
 
 help:  ## what can be made
 	@sed -n 's/^\([a-z]*\):.*##  *\(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -51,8 +51,8 @@ quick: install  ## tests that train nothing and run no flow (seconds)
 	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
 
 lint: install  ## ruff and mypy
-	$(BIN)/ruff check perfusion tasks flows tests
-	$(BIN)/ruff format --check perfusion tasks flows tests
+	$(BIN)/ruff check perfusion tasks flows tests deploy
+	$(BIN)/ruff format --check perfusion tasks flows tests deploy
 	$(BIN)/mypy
 
 ui: install  ## MLflow: runs, curves, pictures, registry, at http://127.0.0.1:5000
@@ -60,6 +60,9 @@ ui: install  ## MLflow: runs, curves, pictures, registry, at http://127.0.0.1:50
 
 prefect: install  ## Prefect's own pages: flow runs, states, logs, at http://127.0.0.1:4200
 	mkdir -p work/prefect && PREFECT_HOME=$(CURDIR)/work/prefect $(BIN)/prefect server start
+
+backends: install  ## PostgreSQL, S3, MLflow and Prefect as others share them, on loopback (docs/backends.md)
+	$(BIN)/python -m deploy.local work/backends
 
 lock:  ## write requirements.lock from what .venv holds
 	{ sed -n '/^#/p' requirements.lock; \

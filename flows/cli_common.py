@@ -64,12 +64,15 @@ def open_store(workspace: Workspace) -> tuple[Registry, str]:
 
     Raises:
         GateError: there is no store yet.
+        ConfigError: it is a server's, which does not answer.
     """
     from perfusion.errors import GateError
     from tasks.registry import open_registry
+    from tasks.store import require_answer
 
-    if not (workspace.mlruns / "mlflow.db").exists():
+    if not workspace.has_store:
         raise GateError(f"{workspace.mlruns}: no model was ever registered here; `perfusion retrain` makes the first")
+    require_answer(workspace.tracking_uri)
     return open_registry(workspace.tracking_uri, workspace.mlruns), workspace.params().name
 
 

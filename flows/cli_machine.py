@@ -77,7 +77,7 @@ def ui(
 ) -> None:
     """Open MLflow's pages: runs, live curves, pictures, registry.
 
-    They listen until Ctrl-C.
+    They listen until Ctrl-C. Where MLFLOW_TRACKING_URI names a server, its address is told instead.
 
     Examples:
 
@@ -88,9 +88,13 @@ def ui(
     import sys
 
     from perfusion.errors import PerFusionError
+    from tasks.store import is_server
 
     place = find_workspace(workspace)
-    if not (place.mlruns / "mlflow.db").exists():
+    if is_server(place.tracking_uri):
+        typer.echo(f"MLflow: {place.tracking_uri}, a server of its own; open that address")
+        return
+    if not place.has_store:
         typer.echo(f"{place.mlruns}: nothing there yet; runs will appear as they are made")
         place.mlruns.mkdir(parents=True, exist_ok=True)
     typer.echo(f"MLflow: http://{host}:{port}")

@@ -21,7 +21,14 @@ DataOption = Annotated[
 ]
 
 
-def retrain(params: ParamsOption = None, data: DataOption = None, workspace: WorkspaceOption = None) -> None:
+def retrain(
+    params: ParamsOption = None,
+    data: DataOption = None,
+    workspace: WorkspaceOption = None,
+    push: Annotated[
+        bool, typer.Option(help="Copy what serves at the end to DVC's default remote, where there is one.")
+    ] = True,
+) -> None:
     """Run the whole DAG, from data to champion.
 
     It validates, trains, evaluates, judges, and promotes what earns it. Stages whose inputs did not change are not run
@@ -33,6 +40,7 @@ def retrain(params: ParamsOption = None, data: DataOption = None, workspace: Wor
       perfusion retrain
       perfusion retrain --params params/smoke.yaml
       perfusion retrain --params params/photos.yaml --data ../shop/marketplace
+      perfusion retrain --no-push
     """
     from flows.server import start_server
     from flows.termination import end_promptly
@@ -46,7 +54,7 @@ def retrain(params: ParamsOption = None, data: DataOption = None, workspace: Wor
     ready()
     end_promptly()
     given = (str(path) if path is not None else None for path in (params, data, workspace))
-    state = flow(*given, return_state=True)
+    state = flow(*given, push=push, return_state=True)
     if state.is_failed() or state.is_crashed():
         raise PerFusionError(state.message or "the flow failed without a message")
     typer.echo(f"{state.name}: {state.message}")

@@ -2,7 +2,7 @@
 
 data -> validate -> *data gate* -> split -> backbones -> pickscore -> reward -> evaluate-reward -> *reward gate* ->
 encode -> dpo -> sft -> generator -> evaluate-generator -> challenger -> *load gate* -> *promotion gate* -> champion ->
-report
+report -> push
 
 The stages are those of dvc.yaml, run by DVC in processes of their own; what acts on the world (registry, report) and
 what judges (gates) is never cached. A closed gate ends the flow as a visible, explained outcome.
@@ -38,6 +38,7 @@ from perfusion.errors import PerFusionError
 from perfusion.governance import Decision
 from tasks import gates, publishing
 from tasks.dataset import ensure_data
+from tasks.dvc_push import PushError, push_outputs
 from tasks.run_stage import StageResult, require_disk, run_stage
 from tasks.tracking import FlowRecord, Progress, flow_record
 from tasks.unchanged import Unchanged
@@ -130,9 +131,13 @@ class _Run:
     validate_parameters=False,
 )
 def retrain(
-    params: str | None = None, data: str | None = None, root: str | None = None, mlruns: str | None = None
-) -> State[Any]:
-    """Retrain on a parameter file and a dataset (None: the repository's own) and promote what earns it."""
+    params: str | None = None, data: str | None = None, root: str | None = None, mlruns: str | None = None,
+    push: bool = True,
+) -> State[Any]:  # fmt: skip
+    """Retrain on a parameter file and a dataset (None: the repository's own) and promote what earns it.
+
+    Where DVC has a default remote and `push` is true, what serves at the end is copied there.
+    """
     began = time.monotonic()
     with _quiet_failures():
         try:
@@ -141,13 +146,14 @@ def retrain(
                 for told in (workspace.outcome, workspace.gates):  # of the run before
                     told.unlink(missing_ok=True)
                 require_disk(workspace)
-                outcome = _recorded(workspace, began)
+                publishing.require_shared_store(workspace)
+                outcome = _recorded(workspace, began, push)
         except PerFusionError as error:
             outcome = Outcome("failed", (str(error),), seconds=time.monotonic() - began)
         return outcome.state()
 
 
-def _recorded(workspace: Workspace, began: float) -> Outcome:
+def _recorded(workspace: Workspace, began: float, push: bool) -> Outcome:
     """Run the graph with everything it does on record, and publish however it ended."""
     params = workspace.params()
     unchanged = Unchanged(workspace, STAGES)
@@ -166,6 +172,8 @@ def _recorded(workspace: Workspace, began: float) -> Outcome:
         atomic_write(workspace.outcome, json.dumps(asdict(outcome), indent=2).encode())
         record.tags({"outcome": outcome.status, "outcome.reasons": "\n".join(outcome.reasons)})
         publish(run, outcome, return_state=True)
+        if push and outcome.status in ("promoted", "unchanged"):  # the latter to catch up on a push that failed
+            share(run, return_state=True)
         if outcome.status == "failed":
             record.end("FAILED")
     return outcome
@@ -319,6 +327,22 @@ def publish(run: _Run, outcome: Outcome) -> State[Any]:
     text = [f"# {outcome.status}", *(f"- {reason}" for reason in outcome.reasons), "", f"Report: `{page}`"]
     create_markdown_artifact("\n".join(text), key="outcome", description=f"retraining {outcome.status}")
     return Completed(message=f"report: {page}")
+
+
+@task(name="push", cache_policy=NO_CACHE)
+def share(run: _Run) -> State[Any]:
+    """Copy what serves to DVC's remote, where one is configured; what fails here is told and costs nothing else."""
+    try:
+        done = push_outputs(run.workspace)
+    except PushError as error:
+        get_run_logger().warning("%s", error)
+        run.record.tags({"dvc.push": f"failed: {error}"})
+        return Completed(name="NotPushed", message=str(error))
+    if done is None:
+        return Completed(name="NoRemote", message="DVC has no default remote; docs/backends.md tells how to name one")
+    get_run_logger().info(done)
+    run.record.tags({"dvc.push": done})
+    return Completed(message=done)
 
 
 def numbers(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

@@ -16,7 +16,9 @@ import psutil
 
 from perfusion.config import Params
 from perfusion.errors import PerFusionError
+from tasks.dvc_push import credentials_under_git, remote_home
 from tasks.run_stage import LEAST_FREE_MIB
+from tasks.store import require_answer
 from tasks.workspace import Workspace
 
 __all__ = ["Finding", "examine", "machine_findings", "workspace_findings"]
@@ -74,6 +76,7 @@ def workspace_findings(workspace: Workspace, environment: Mapping[str, str]) -> 
     yield from _weights(params, environment)
     yield _data(workspace)
     yield _runs(workspace)
+    yield _remote(workspace)
     yield from _registry(workspace, params.name)
 
 
@@ -165,13 +168,30 @@ def _runs(workspace: Workspace) -> Finding:
     return Finding("runs", "ok", "none going on here")
 
 
-def _registry(workspace: Workspace, family: str) -> Iterator[Finding]:
-    if not (workspace.mlruns / "mlflow.db").exists():
-        yield Finding("store", "note", f"{workspace.mlruns}: nothing yet; the first run makes it")
-        return
-    from tasks.registry import open_registry
+def _remote(workspace: Workspace) -> Finding:
+    home = remote_home(workspace)
+    if home is None:
+        return Finding("remote", "note", "DVC has no default remote: what was computed is on this disk alone")
+    if found := credentials_under_git(home):
+        return Finding(
+            "remote", "wrong", f"{home / '.dvc' / 'config'}: holds {', '.join(found)}, and git keeps that file: take "
+            "them out (`dvc remote modify --unset`), change them, and give them in the environment",
+        )  # fmt: skip
+    return Finding("remote", "ok", f"DVC's default remote of {home}; what is promoted is pushed there")
 
-    registry = open_registry(workspace.tracking_uri, workspace.mlruns)
+
+def _registry(workspace: Workspace, family: str) -> Iterator[Finding]:
+    try:
+        if not workspace.has_store:
+            yield Finding("store", "note", f"{workspace.mlruns}: nothing yet; the first run makes it")
+            return
+        from tasks.registry import open_registry
+
+        registry = open_registry(workspace.tracking_uri, workspace.mlruns)
+        require_answer(workspace.tracking_uri)
+    except PerFusionError as error:
+        yield Finding("store", "wrong", str(error))
+        return
     yield Finding("store", "ok", workspace.tracking_uri)
     problems = registry.verify()
     entries = "" if problems else f"{len(registry.ledger.entries())} entries, chain and aliases in order"

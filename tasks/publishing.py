@@ -14,11 +14,21 @@ from perfusion.governance import Decision
 from tasks.registry import Evidence, Registry, open_registry
 from tasks.reporting import write_report
 from tasks.stage_run import stages_of
+from tasks.store import is_server, require_answer
 from tasks.tracking import FlowRecord
 from tasks.validation import accept as accept_profile
 from tasks.workspace import Workspace
 
-__all__ = ["Registered", "accept", "forget_unreached", "promote", "register", "remember", "report"]
+__all__ = [
+    "Registered",
+    "accept",
+    "forget_unreached",
+    "promote",
+    "register",
+    "remember",
+    "report",
+    "require_shared_store",
+]
 
 CONTENT = "content_md5"  # tag of a version: DVC's hash of the folder it was made from
 
@@ -36,6 +46,18 @@ class Registered:
     versions: dict[str, int]
     champions: dict[str, int | None]
     known: bool
+
+
+def require_shared_store(workspace: Workspace) -> None:
+    """See before hours of training that a server's store and the promotion log that goes with it can be reached.
+
+    Raises:
+        ConfigError: the server does not answer, or nothing says where the log is.
+        GateError: the log cannot be read, or was altered.
+    """
+    if is_server(workspace.tracking_uri):
+        require_answer(workspace.tracking_uri)
+        open_registry(workspace.tracking_uri, workspace.mlruns).ledger.entries()
 
 
 def accept(workspace: Workspace) -> None:

@@ -101,7 +101,7 @@ def _now() -> str:
 
 def _serving(workspace: Workspace, record: RunRecord) -> dict[str, int | None]:
     """The champions of the run's family; none where there is no store yet."""
-    if not (workspace.mlruns / "mlflow.db").exists():
+    if not workspace.has_store:
         return {}
     from tasks.registry import open_registry
 
@@ -144,7 +144,7 @@ def _lineage(workspace: Workspace, record: RunRecord, serving: Mapping[str, int 
     """What made the run, as far as it was recorded."""
     run_id = (record.outcome or {}).get("run_id")
     known: dict[str, Any] = {"MLflow run": run_id or "none: the stages ran without the flow"}
-    if run_id is not None and (workspace.mlruns / "mlflow.db").exists():
+    if run_id is not None and workspace.has_store:
         known["git commit"] = _commit(workspace, run_id)
     if workspace.verified_data.exists():
         known["data, content hash"] = json.loads(workspace.verified_data.read_text())["content_hash"]
@@ -161,5 +161,5 @@ def _commit(workspace: Workspace, run_id: str) -> str:
     try:
         commit = client.get_run(run_id).data.tags.get("mlflow.source.git.commit", "not recorded")
     except MlflowException:
-        return f"not recorded: the store at {workspace.mlruns} does not know the run"
+        return f"not recorded: the store at {workspace.tracking_uri} does not know the run"
     return str(commit)

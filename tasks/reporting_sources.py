@@ -38,7 +38,7 @@ def open_run(workspace: Workspace, reference: str | Path) -> Iterator[RunRecord]
         yield read_record(Path(reference), title=_folder_name(Path(reference)))
         return
     text = str(reference)
-    if not (workspace.mlruns / "mlflow.db").exists():
+    if not workspace.has_store:
         raise ReportError(
             f"{text}: no such folder, and there is no store of runs at {workspace.mlruns}\nremedy: {_HOW}"
         )

@@ -26,6 +26,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from perfusion.config import Params
 from tasks.livelog import LogTail
+from tasks.store import is_server
 from tasks.workspace import REPOSITORY, Workspace
 
 __all__ = ["FlowRecord", "experiment_of", "flow_record", "metric_key", "open_store", "source_state"]
@@ -37,7 +38,8 @@ Progress = Callable[[str, int, int], None]
 
 def open_store(workspace: Workspace) -> MlflowClient:
     """The store's client; makes the store when it does not exist, and makes it MLflow's default in this process."""
-    workspace.mlruns.mkdir(parents=True, exist_ok=True)
+    if not is_server(workspace.tracking_uri):
+        workspace.mlruns.mkdir(parents=True, exist_ok=True)
     mlflow.set_tracking_uri(workspace.tracking_uri)
     mlflow.set_registry_uri(workspace.tracking_uri)
     return MlflowClient(tracking_uri=workspace.tracking_uri, registry_uri=workspace.tracking_uri)
@@ -277,6 +279,8 @@ def experiment_of(client: MlflowClient, workspace: Workspace, name: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is not None:
         return str(found.experiment_id)
+    if is_server(workspace.tracking_uri):
+        return str(client.create_experiment(name))  # the server knows where its artifacts go
     folder = workspace.mlruns.resolve() / "artifacts" / name
     return str(client.create_experiment(name, artifact_location=folder.as_uri()))
 

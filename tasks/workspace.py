@@ -25,6 +25,7 @@ import yaml
 from perfusion.checkpoint import atomic_write
 from perfusion.config import Params, load_params
 from perfusion.errors import ConfigError, DataError, PerFusionError
+from tasks.store import is_server, tracking_uri
 
 __all__ = [
     "REPOSITORY",
@@ -53,7 +54,8 @@ class Workspace:
 
     Attributes:
         root: folder of dvc.yaml, params.yaml and work/.
-        mlruns: folder of the MLflow store and of the promotion log, shared by all workspaces of a checkout.
+        mlruns: folder of the MLflow store and of the promotion log, shared by all workspaces of a checkout; unused
+            where the environment names a server (tasks/store.py).
     """
 
     root: Path
@@ -202,7 +204,17 @@ class Workspace:
     # the store
     @property
     def tracking_uri(self) -> str:
-        return f"sqlite:///{self.mlruns.resolve() / 'mlflow.db'}"
+        """MLflow's tracking and registry URI; a server's where MLFLOW_TRACKING_URI names one.
+
+        Raises:
+            ConfigError: what it names is none, or holds credentials.
+        """
+        return tracking_uri(self.mlruns)
+
+    @property
+    def has_store(self) -> bool:
+        """Whether there is a store to read; a server counts as one, whether it answers or not."""
+        return is_server(self.tracking_uri) or (self.mlruns / "mlflow.db").exists()
 
     def params(self) -> Params:
         """The workspace's parameters, read and checked."""

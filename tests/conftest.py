@@ -1,5 +1,6 @@
 """What every test needs before anything else is imported."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,9 @@ import torch
 
 from perfusion import torchvision_guard
 
+for name in ("MLFLOW_TRACKING_URI", "PERFUSION_PROMOTION_LOG", "PREFECT_API_URL"):
+    os.environ.pop(name, None)  # whatever server the shell names, tests have their own
+os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}  # read while mlflow is imported
 torchvision_guard.install()
 torch.set_num_threads(1)  # on a busy machine two threads of a tiny model wait for each other longer than they work
 

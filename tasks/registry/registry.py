@@ -14,14 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
-from filelock import FileLock, Timeout
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from perfusion.errors import GateError
 from perfusion.governance import Decision
-from tasks.registry.artifacts import local_folder
-from tasks.registry.ledger import Entry, Ledger
+from tasks.registry.artifacts import version_files
+from tasks.registry.ledger import Chain, Entry, Ledger
 from tasks.registry.manifest import changed_files, file_hashes, manifest_digest
 from tasks.registry.transitions import (
     ROLES,
@@ -34,6 +33,7 @@ from tasks.registry.transitions import (
     transition_of,
     transitions,
 )
+from tasks.store import promotion_log
 
 __all__ = ["CHALLENGER", "CHAMPION", "JUDGED_BY", "REQUIRED_GATES", "Registry", "open_registry"]
 
@@ -50,8 +50,12 @@ def open_registry(uri: str, folder: Path, timeout: float = 60.0) -> Registry:
 
     Args:
         uri: tracking and registry URI, e.g. "sqlite:////path/mlruns/mlflow.db".
-        folder: holds promotions.jsonl (the log) and promotions.lock.
+        folder: holds promotions.jsonl (the log) and promotions.lock; of a server's store, the log is where
+            PERFUSION_PROMOTION_LOG says.
         timeout: seconds to wait for another transition to end.
+
+    Raises:
+        ConfigError: the store is a server's and nothing says where the log that goes with it is.
     """
     return Registry(MlflowClient(tracking_uri=uri, registry_uri=uri), folder, timeout)
 
@@ -61,8 +65,7 @@ class Registry:
 
     def __init__(self, client: MlflowClient, folder: Path, timeout: float = 60.0) -> None:
         self.client = client
-        self.ledger = Ledger(folder / "promotions.jsonl")
-        self._lock = FileLock(folder / "promotions.lock", timeout=timeout)
+        self.ledger = _open_log(promotion_log(client.tracking_uri, folder))
         self._timeout = timeout
 
     # -- reading -------------------------------------------------------------------------------------------------
@@ -94,9 +97,15 @@ class Registry:
         """
         recorded = self._manifest(name, version)
         try:
-            found = file_hashes(local_folder(self.client, name, version))
+            with version_files(self.client, name, version) as folder:
+                found = file_hashes(folder)
         except FileNotFoundError as error:
             raise GateError(f"{name} version {version}: {error}; restore the artifact store from a backup") from None
+        except MlflowException as error:
+            raise GateError(
+                f"{name} version {version}: its files cannot be fetched from the artifact store ({error.message}); see "
+                "that MLflow's server and its store run, or restore the files from a backup"
+            ) from None
         if problems := changed_files(recorded, found):
             shown = "\n  ".join(problems[:10] + ([f"and {len(problems) - 10} more"] if len(problems) > 10 else []))
             raise GateError(
@@ -116,7 +125,7 @@ class Registry:
         known = {f"{entry.seq}:{entry.hash}" for entry in entries}
         problems = [
             f"{self.ledger.path}: entry {anchor.split(':')[0]}, which {name} was last moved by, is not in the log: "
-            "lines were cut off its end; restore the file from a backup"
+            "lines were cut off its end; restore it from a backup"
             for name, anchor in anchors.items()
             if anchor not in known
         ]
@@ -141,7 +150,8 @@ class Registry:
 
     def register(self, name: str, version: int) -> dict[str, str]:
         """Take a version into the registry as challenger: its manifest goes into the log. Returns file -> SHA-256."""
-        hashes = file_hashes(local_folder(self.client, name, version))
+        with version_files(self.client, name, version) as folder:
+            hashes = file_hashes(folder)
         if not hashes:
             raise GateError(f"{name} version {version}: its folder holds no file; log the model again")
         with self._locked():
@@ -284,17 +294,10 @@ class Registry:
 
     @contextmanager
     def _locked(self, recover: bool = True) -> Iterator[None]:
-        Path(self._lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with self._lock:
-                if recover:
-                    self._recover()
-                yield
-        except Timeout:
-            raise GateError(
-                f"{self._lock.lock_file}: held by another promotion or rollback for {self._timeout:g} s; "
-                "wait until it ends and try again (the lock goes with its process, deleting the file frees nothing)"
-            ) from None
+        with self.ledger.held(self._timeout):
+            if recover:
+                self._recover()
+            yield
 
     def _check_champions(self, versions: Versions, expected: Versions, forced: bool) -> None:
         """Compare-and-swap: aliases must be what the caller saw, and what this log last made them."""
@@ -341,6 +344,15 @@ class Registry:
     def _anchor(self, names: Iterable[str], entry: Entry) -> None:
         for name in names:
             self.client.set_registered_model_tag(name, _HEAD, f"{entry.seq}:{entry.hash}")
+
+
+def _open_log(place: Path | str) -> Chain:
+    """The log in a folder, or in a database."""
+    if isinstance(place, Path):
+        return Ledger(place / "promotions.jsonl")
+    from tasks.registry.shared_log import SharedLedger  # here: sqlalchemy and a driver that not everybody installs
+
+    return SharedLedger(place)
 
 
 def _require_passed(versions: Mapping[str, int], decisions: Sequence[Decision]) -> None:
