@@ -249,10 +249,11 @@ def _verify_model(source: Source, registered: Mapping[str, str], folder: Path) -
 # -- tools ------------------------------------------------------------------------------------------------------------
 
 
-def _git(*arguments: str, cwd: Path = REPOSITORY, given: str | None = None) -> str:
-    done = subprocess.run(["git", *arguments], cwd=cwd, capture_output=True, text=True, input=given)
+def _git(*arguments: str, cwd: Path | None = None, given: str | None = None) -> str:
+    place = cwd or REPOSITORY
+    done = subprocess.run(["git", *arguments], cwd=place, capture_output=True, text=True, input=given)
     if done.returncode != 0:
-        raise DataError(f"git {' '.join(arguments)} in {cwd} failed:\n{done.stderr.strip()}")
+        raise DataError(f"git {' '.join(arguments)} in {place} failed:\n{done.stderr.strip()}")
     return done.stdout
 
 
