@@ -27,9 +27,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import registry_drills as drills
-from benchmarks.common import OUT, hardware, record
+from flows.environment import quieten
 from tasks.registry import Registry, manifest_digest
 
+OUT = Path("work/benchmarks")
 MIB = 1 << 20
 #: Weights of PerFusion on Stable Diffusion v1.5 in half precision, MiB: U-Net, adaptive network, text encoder, codec.
 GENERATOR_PARTS = (1640, 690, 235, 160)
@@ -39,6 +40,11 @@ Part = dict[str, Any]
 
 def main() -> None:
     """Run the parts, print the table, keep the figures."""
+    from benchmarks.common import (
+        hardware,
+        record,
+    )  # here: the processes that race import this module, and need no torch
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--attempts", type=int, default=200, help="promotions that each of two racers tries")
     parser.add_argument("--kills", type=int, default=10, help="kills at each moment, and three times as many at random")
@@ -47,6 +53,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="its dataset, where it has to be retrained first")
     parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS))
     options = parser.parse_args()
+    quieten(Path.cwd())
     OUT.mkdir(parents=True, exist_ok=True)
     told = {}
     for name in options.only:

@@ -1,22 +1,21 @@
-"""What `benchmarks.registry` and the tests do to a registry: races, kills, rollbacks, on a scratch store.
+"""What `benchmarks.registry` and the tests do to a registry, on a scratch store: races and kills.
 
-`python -m benchmarks.registry_drills race FOLDER ATTEMPTS` and `... promote FOLDER [MOMENT MODEL]` are the processes
-that race and that are killed; the rest is called.
+The processes that race or are killed are forked from a server that has imported what they need and opened nothing.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
+import multiprocessing
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import Barrier, Event
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,8 @@ PASSED = [Decision(gate, "pass") for gate in ("reward", "load", "promotion")]
 PAIRS = 4
 PATIENCE = 600.0  # seconds, of a busy machine
 _BLOCK = 1 << 24
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload([__name__])
 
 
 @dataclass(frozen=True)
@@ -94,23 +95,18 @@ def race(folder: Path, attempts: int, racers: int = 2) -> dict[str, Any]:
         attempts, promoted, refused (as stale), by all together; committed in the log; problems, one line each, of which
         there must be none; seconds.
     """
-    processes = [_start("race", folder, attempts) for _ in range(racers)]
-    for process in processes:
-        assert process.stdout is not None
-        if process.stdout.readline() != "ready\n":
-            raise RuntimeError(f"a racer did not start:\n{process.communicate()[1]}")
+    start, pipes, processes = _CONTEXT.Barrier(racers + 1), [], []
+    for _ in range(racers):
+        ours, theirs = _CONTEXT.Pipe(duplex=False)
+        pipes.append(ours)
+        processes.append(_start(_race, folder, attempts, start, theirs))
+        theirs.close()
+    start.wait(PATIENCE)
     began = time.monotonic()
-    told: list[dict[str, int]] = []
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    for process in processes:
-        out, errors = process.communicate(timeout=PATIENCE * 6)
-        if process.returncode != 0:
-            raise RuntimeError(f"a racer failed:\n{errors}")
-        told.append(json.loads(out))
+    told: list[dict[str, int]] = [pipe.recv() for pipe in pipes]  # EOFError where a racer failed; it tells why itself
     seconds = time.monotonic() - began
+    for process in processes:
+        process.join(PATIENCE)
     promoted, refused = (sum(racer[key] for racer in told) for key in ("promoted", "refused"))
     registry = open_at(folder)
     moves = [transition.moves[REWARD] for transition in registry.history() if transition.status == "committed"]
@@ -130,20 +126,21 @@ def race(folder: Path, attempts: int, racers: int = 2) -> dict[str, Any]:
 
 def kill_at(folder: Path, moment: Moment) -> None:
     """Kill a promotion at a moment."""
-    process = _start("promote", folder, moment.when, moment.model)
-    process.communicate(timeout=PATIENCE)
-    if process.returncode != -signal.SIGKILL:
-        raise RuntimeError(f"the promotion was to be killed, but ended with {process.returncode}")
+    process = _start(_promote, folder, _CONTEXT.Event(), moment)
+    process.join(PATIENCE)
+    if process.exitcode != -signal.SIGKILL:
+        raise RuntimeError(f"the promotion was to be killed, but its exit code is {process.exitcode}")
 
 
 def kill_at_random(folder: Path, chance: random.Random, longest: float) -> None:
     """Kill a process that promotes again and again after up to `longest` seconds."""
-    process = _start("promote", folder)
-    assert process.stdout is not None
-    process.stdout.readline()
+    ready = _CONTEXT.Event()
+    process = _start(_promote, folder, ready, None)
+    if not ready.wait(PATIENCE):
+        raise RuntimeError(f"the promoting process did not start; its exit code is {process.exitcode}")
     time.sleep(chance.uniform(0.0, longest))
     process.kill()
-    process.communicate()
+    process.join()
 
 
 def recovered(folder: Path) -> tuple[str, list[str]]:
@@ -165,44 +162,44 @@ def recovered(folder: Path) -> tuple[str, list[str]]:
 # -- the processes ----------------------------------------------------------------------------------------------------
 
 
-def _start(*words: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "benchmarks.registry_drills", *map(str, words)]
-    pipe = subprocess.PIPE
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
-    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment)
+def _start(work: Callable[..., None], *arguments: object) -> BaseProcess:
+    process = _CONTEXT.Process(target=work, args=arguments, daemon=True)
+    process.start()
+    return process
 
 
-def _race(folder: Path, attempts: int) -> None:
+def _race(folder: Path, attempts: int, start: Barrier, told: Connection) -> None:
     registry = open_at(folder)
-    told = {"promoted": 0, "refused": 0}
-    print("ready", flush=True)
-    sys.stdin.readline()
+    count = {"promoted": 0, "refused": 0}
+    registry.version(REWARD)  # opens the database before the race begins
+    start.wait(PATIENCE)
     for _ in range(attempts):
         seen = registry.version(REWARD)
         try:
             registry.promote({REWARD: (seen or 0) % PAIRS + 1}, expected={REWARD: seen}, decisions=PASSED)
-            told["promoted"] += 1
+            count["promoted"] += 1
         except GateError as error:
             if "stale" not in str(error):
                 raise
-            told["refused"] += 1
-    print(json.dumps(told))
+            count["refused"] += 1
+    told.send(count)
 
 
-def _promote(folder: Path, when: str | None, model: str | None) -> None:
+def _promote(folder: Path, ready: Event, moment: Moment | None) -> None:
     """Promote pair after pair; killed by its own hand at the moment, where one is given."""
     registry = open_at(folder)
     set_alias = registry.client.set_registered_model_alias
 
     def set_and_die(name: str, alias: str, version: str) -> None:
-        if (when, model) == ("before", name):
+        now = (moment.when, moment.model) if moment is not None else None
+        if now == ("before", name):
             os.kill(os.getpid(), signal.SIGKILL)
         set_alias(name, alias, version)
-        if (when, model) == ("after", name):
+        if now == ("after", name):
             os.kill(os.getpid(), signal.SIGKILL)
 
     registry.client.set_registered_model_alias = set_and_die  # type: ignore[method-assign]
-    print("ready", flush=True)
+    ready.set()
     while True:
         seen = registry.champions(FAMILY)
         target = (seen[GENERATOR] or 0) % PAIRS + 1
@@ -215,25 +212,3 @@ def _write_random(file: Path, size: int) -> None:
             size -= stream.write(os.urandom(min(size, _BLOCK)))
         stream.flush()
         os.fsync(stream.fileno())
-
-
-def main() -> None:
-    """Be one of the processes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    racing = commands.add_parser("race")
-    racing.add_argument("folder", type=Path)
-    racing.add_argument("attempts", type=int)
-    promoting = commands.add_parser("promote")
-    promoting.add_argument("folder", type=Path)
-    promoting.add_argument("when", nargs="?")
-    promoting.add_argument("model", nargs="?")
-    options = parser.parse_args()
-    if options.command == "race":
-        _race(options.folder, options.attempts)
-    else:
-        _promote(options.folder, options.when, options.model)
-
-
-if __name__ == "__main__":
-    main()

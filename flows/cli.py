@@ -28,11 +28,7 @@ from perfusion.errors import PerFusionError
 __all__ = ["app", "main"]
 
 USER_MISTAKE, DEFECT = 2, 1  # exit codes
-QUIET = {
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-}
+QUIET = {"MLFLOW_LOGGING_LEVEL": "WARNING", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 HELP = """Personalised text-to-image retraining: a reward model that knows each merchant's taste, a generator that draws
 for it, gates that judge both, a registry that serves what passed.
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from perfusion.errors import DataError
-from tasks.workspace import REPOSITORY, Workspace
+from tasks.workspace import Workspace
 
 __all__ = ["Cache", "cache_of", "differences", "folder_files", "folder_md5", "keep_data"]
 
@@ -134,7 +134,10 @@ def keep_data(workspace: Workspace, expected: str) -> None:
     Raises:
         DataError: the data are no longer those.
     """
-    cache = cache_of(workspace.root) or Cache(REPOSITORY / ".dvc" / "cache")
+    if (cache := cache_of(workspace.root)) is None:
+        raise DataError(
+            f"{workspace.root}: is no DVC project, so that its data cannot be kept; `perfusion retrain` makes it one"
+        )
     if not cache.missing(expected):
         return
     if (found := cache.keep(workspace.data)) != expected:
