@@ -65,7 +65,7 @@ def register(workspace: Workspace, params: Params, record: FlowRecord) -> Regist
     found = {name: _version_of(registry, name, made[role]) for role, name in names.items()}
     users = workspace.split / "users.parquet"
     known = None not in found.values()
-    if found != registry.champions(params.name):
+    if not known or found != registry.champions(params.name):
         _keep_origin(workspace, record)
     reward = found[names["reward"]]
     if not known:

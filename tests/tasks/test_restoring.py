@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import yaml
 
 from perfusion.config import Params
 from perfusion.errors import DataError, GateError
+from tasks import publishing
 from tasks.dvc_cache import Cache, folder_files, folder_md5, keep_data
 from tasks.registry import Registry, open_registry, version_named
 from tasks.restoring import Restored, restore
@@ -40,6 +41,7 @@ WORKING = {
     "data/images/part-0.parquet": b"pictures" * 1000,
     "work/generator/pan/weights.safetensors": b"\x00\x01" * 5000,
     "work/generator/model_index.json": b"{}",
+    "work/reward/weights.safetensors": b"\x01" * 100,
     "work/metrics/evaluate-generator.json": b'{"gain": 0.1}\n',
 }
 
@@ -49,10 +51,13 @@ def git(folder: Path, *words: str) -> str:
     return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
 
 
-@pytest.fixture
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
-    """A git checkout with uncommitted code, as it stands after a run."""
-    root = tmp_path / "checkout"
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A git checkout with uncommitted code, as it stands after two runs that were killed before they published.
+
+    Version 1 is of a quiet run; while version 2 was made, somebody edited the code. Tests leave all of it as it was.
+    """
+    root = tmp_path_factory.mktemp("shop") / "checkout"
     for files in (COMMITTED, WORKING):
         for name, content in files.items():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -62,36 +67,60 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
             git(root, "add", ".")
             git(root, "commit", "--quiet", "--message", "code")
     (root / "notes.txt").write_text("nobody's business")
-    monkeypatch.setattr("tasks.restoring.REPOSITORY", root)
-    return open_workspace(root, root / "mlruns")
+    workspace, edited = open_workspace(root, root / "mlruns"), root / "perfusion" / "model.py"
+    open_store(workspace).create_registered_model(NAME)
+    register_version(workspace)
+    with changed(edited, b"layers = 4\n"):
+        edited.write_bytes(WORKING["perfusion/model.py"])
+        register_version(workspace, between=lambda: edited.write_bytes(b"layers = 4\n"))
+    return workspace
 
 
 @pytest.fixture
-def registry(workspace: Workspace) -> Registry:
-    """A registered version, by a run that was killed before it published its evidence."""
-    register_version(workspace)
+def registry(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Registry:
+    """The checkout's registry; the checkout is the repository for as long as the test lasts."""
+    monkeypatch.setattr("tasks.restoring.REPOSITORY", workspace.root)
     return open_registry(workspace.tracking_uri, workspace.mlruns)
 
 
-def register_version(workspace: Workspace, between: Callable[[], None] = lambda: None) -> None:
+@contextmanager
+def changed(file: Path, content: bytes | None) -> Iterator[None]:
+    """A file with other content, or away, for a while."""
+    before, mode = file.read_bytes(), file.stat().st_mode
+    file.chmod(0o644)
+    if content is None:
+        file.unlink()
+    else:
+        file.write_bytes(content)
+    try:
+        yield
+    finally:
+        file.write_bytes(before)
+        file.chmod(mode)
+
+
+def register_version(workspace: Workspace, between: Callable[[], object] = lambda: None) -> None:
     """What a run does up to the registration; `between` happens after it began and before its stages ran."""
-    params, client, root = Params(), open_store(workspace), workspace.root
-    source = source_state(root)
-    experiment = experiment_of(client, workspace, params.name)
-    tags = {"workspace": str(root), "mlflow.source.git.commit": source["commit"]}
-    record = FlowRecord(
-        client, experiment, client.create_run(experiment, tags=tags).info.run_id, workspace, params
-    )  # fmt: skip
-    record.configuration(source)
+    record, client, root = begin_run(workspace), open_store(workspace), workspace.root
     between()
     write_lock(workspace)
     keep_data(workspace, folder_md5(folder_files(workspace.data)))
     record.origin(CONTENT_HASH)
-    artifact = root / "mlruns" / "artifact"
+    artifact = root / "mlruns" / record.run_id
     shutil.copytree(workspace.generator, artifact / "artifacts" / "generator")
-    client.create_registered_model(NAME)
-    client.create_model_version(NAME, str(artifact), run_id=record.model_run("generator", "generator"))
-    open_registry(workspace.tracking_uri, workspace.mlruns).register(NAME, 1)
+    made = client.create_model_version(NAME, str(artifact), run_id=record.model_run("generator", "generator"))
+    open_registry(workspace.tracking_uri, workspace.mlruns).register(NAME, int(made.version))
+
+
+def begin_run(workspace: Workspace) -> FlowRecord:
+    """What a run records when it begins."""
+    params, client, source = Params(), open_store(workspace), source_state(workspace.root)
+    experiment = experiment_of(client, workspace, params.name)
+    tags = {"workspace": str(workspace.root), "mlflow.source.git.commit": source["commit"]}
+    run_id = client.create_run(experiment, tags=tags).info.run_id
+    record = FlowRecord(client, experiment, run_id, workspace, params)
+    record.configuration(source)
+    return record
 
 
 def write_lock(workspace: Workspace) -> None:
@@ -103,10 +132,11 @@ def write_lock(workspace: Workspace) -> None:
         files = folder_files(place if place.is_dir() else place.parent)
         return {"path": path, "hash": "md5", "md5": folder_md5(files) if place.is_dir() else files[place.name]}
 
-    for folder in (workspace.generator, root / "work" / "metrics"):
+    for folder in (workspace.generator, workspace.reward, root / "work" / "metrics"):
         cache.keep(folder)
     stages = {
         "validate": {"cmd": "v", "deps": [entry("data"), entry("tasks/stages.py")], "outs": []},
+        "reward": {"cmd": "r", "deps": [], "outs": [entry("work/reward")]},
         "generator": {"cmd": "g", "deps": [entry("perfusion")], "outs": [entry("work/generator")]},
         "evaluate-generator": {
             "cmd": "e", "deps": [entry("work/generator")], "outs": [entry("work/metrics/evaluate-generator.json")],
@@ -127,16 +157,13 @@ def nothing_is_left(workspace: Workspace, folder: Path) -> bool:
 def test_a_version_comes_back_whole_though_its_run_was_killed_before_it_published(
     workspace: Workspace, registry: Registry, tmp_path: Path
 ) -> None:
-    lock, folder = workspace.dvc_lock.read_bytes(), tmp_path / "restored"
-    for name in ("data", "work"):  # life goes on in the checkout
-        shutil.rmtree(workspace.root / name)
-    (workspace.root / "params.yaml").write_text("seed: 1\n")
-    workspace.dvc_lock.unlink()
-
-    done = give_back(workspace, registry, folder)
-
+    folder = tmp_path / "restored"
+    with changed(workspace.params_file, b"seed: 1\n"), changed(workspace.data / "users.parquet", b"new users"):
+        done = give_back(workspace, registry, folder)
     assert {name: (folder / name).read_bytes() for name in WORKING} == WORKING
-    assert (folder / "dvc.lock").read_bytes() == lock
+    assert yaml.safe_load((folder / "dvc.lock").read_text())["stages"]["validate"]["deps"][0]["md5"] == (
+        folder_md5(folder_files(folder / "data"))
+    )
     assert not (folder / "notes.txt").exists()
     assert git(folder, "rev-parse", "HEAD").strip() == done.commit == source_state(workspace.root)["commit"]
     assert set(done.changed) == {"perfusion/model.py", "perfusion/new.py", "perfusion/logo.png"}
@@ -144,16 +171,34 @@ def test_a_version_comes_back_whole_though_its_run_was_killed_before_it_publishe
     assert done.data_from == "DVC's cache"
     assert done.outputs["work/generator"] == folder_md5(folder_files(folder / "work" / "generator"))
     assert source_of(registry, NAME, 1).content_hash == CONTENT_HASH
-
-
-def test_writing_in_the_restored_folder_leaves_the_cache_alone(
-    workspace: Workspace, registry: Registry, tmp_path: Path
-) -> None:
-    give_back(workspace, registry, tmp_path / "first")
-    for path in (tmp_path / "first").rglob("*"):
-        if path.is_file() and path.parts[-2] != ".dvc" and path.name != ".git":
+    for path in folder.rglob("*"):  # whatever is written there, the cache stays as it is: restoring again proves it
+        if path.is_file() and ".dvc" not in path.parts and path.name != ".git":
             path.write_bytes(b"spoiled")
-    give_back(workspace, registry, tmp_path / "second")  # which hashes every byte
+    give_back(workspace, registry, tmp_path / "again")
+
+
+def test_what_restoring_needs_is_kept_before_there_is_a_version(
+    workspace: Workspace, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No model serves yet, and nothing was registered: the case in which a champion can come of it the soonest."""
+
+    def killed(*_: object) -> int:
+        raise RuntimeError("killed")
+
+    monkeypatch.setattr("tasks.models.artifact.log_reward", killed)
+    workspace.verified_data.parent.mkdir(parents=True, exist_ok=True)
+    workspace.verified_data.write_text('{"content_hash": "abc"}')
+    record = begin_run(workspace)
+    params = Params(name="other")
+    with pytest.raises(RuntimeError, match="killed"):
+        publishing.register(workspace, params, record)
+    kept = {artifact.path for artifact in registry.client.list_artifacts(record.run_id)}
+    assert {"dvc.lock", "dvc.yaml", "params.yaml", "git.diff", "lineage.json"} <= kept
+
+
+def test_code_edited_while_the_run_went_on_is_told(workspace: Workspace, registry: Registry, tmp_path: Path) -> None:
+    done = give_back(workspace, registry, tmp_path / "restored", source_of(registry, NAME, 2))
+    assert done.unlike_lock == ("perfusion",)
 
 
 def test_a_lost_object_is_named_with_its_output_and_a_remedy(
@@ -161,8 +206,10 @@ def test_a_lost_object_is_named_with_its_output_and_a_remedy(
 ) -> None:
     cache = Cache(workspace.root / ".dvc" / "cache")
     gone = folder_files(workspace.generator)["pan/weights.safetensors"]
-    cache.place(gone).unlink()
-    with pytest.raises(DataError, match=rf"work/generator: {gone} \(.*\)\nremedy: add the DVC remote"):
+    with (
+        changed(cache.place(gone), None),
+        pytest.raises(DataError, match=rf"work/generator: {gone} \(.*\)\nremedy: add the DVC remote"),
+    ):
         give_back(workspace, registry, tmp_path / "restored")
     assert nothing_is_left(workspace, tmp_path / "restored")
 
@@ -171,18 +218,22 @@ def test_a_lost_object_is_named_with_its_output_and_a_remedy(
 def test_what_the_cache_has_lost_comes_from_the_remote(
     workspace: Workspace, registry: Registry, tmp_path: Path
 ) -> None:
-    cache, remote = workspace.root / ".dvc" / "cache", tmp_path / "remote"
-    dvc = [sys.executable, "-m", "dvc"]
-    subprocess.run([*dvc, "remote", "add", "--default", "far", str(remote)], cwd=workspace.root, check=True)
-    shutil.copytree(cache, remote)
-    shutil.rmtree(cache)
+    source, cache = source_of(registry, NAME, 1), Cache(workspace.root / ".dvc" / "cache")
+    remote = f"[core]\n    remote = far\n['remote \"far\"']\n    url = {tmp_path / 'remote'}\n"
+    shutil.copytree(cache.folder, tmp_path / "remote")
     stages = {
+        "reward": {"cmd": "r", "outs": ["work/reward"]},
         "generator": {"cmd": "g", "outs": ["work/generator"]},
         "evaluate-generator": {"cmd": "e", "outs": ["work/metrics/evaluate-generator.json"]},
     }
-    source = source_of(registry, NAME, 1)
     known = {**source.files, "dvc.yaml": yaml.safe_dump({"stages": stages}).encode()}
-    done = give_back(workspace, registry, tmp_path / "restored", replace(source, files=known))
+    lost = [folder_files(workspace.data)["users.parquet"], source.outputs["work/generator"]]
+    with (
+        changed(workspace.root / ".dvc" / "config", remote.encode()),
+        changed(cache.place(lost[0]), None),
+        changed(cache.place(lost[1]), None),
+    ):
+        done = give_back(workspace, registry, tmp_path / "restored", replace(source, files=known))
     assert done.data_from == "DVC's cache"
     assert (tmp_path / "restored" / "data" / "users.parquet").read_bytes() == b"users"
 
@@ -192,9 +243,8 @@ def test_a_damaged_object_is_found_and_nothing_is_handed_over(
 ) -> None:
     cache = Cache(workspace.root / ".dvc" / "cache")
     harmed = cache.place(folder_files(workspace.data)["images/part-0.parquet"])
-    harmed.chmod(0o644)
-    harmed.write_bytes(b"pictures" * 999 + b"Pictures")
-    with pytest.raises(DataError, match=r"1 restored files are not those of its dvc.lock:\n.*images/part-0.parquet"):
+    told = r"1 restored files are not those of its dvc.lock:\n.*images/part-0.parquet"
+    with changed(harmed, b"pictures" * 999 + b"Pictures"), pytest.raises(DataError, match=told):
         give_back(workspace, registry, tmp_path / "restored")
     assert nothing_is_left(workspace, tmp_path / "restored")
 
@@ -202,35 +252,26 @@ def test_a_damaged_object_is_found_and_nothing_is_handed_over(
 def test_outside_git_the_error_says_what_is_impossible(
     workspace: Workspace, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    source = source_of(registry, NAME, 1)
+    with pytest.raises(DataError, match="has no commit fff"):
+        give_back(workspace, registry, tmp_path / "restored", replace(source, commit="f" * 40))
     bare = tmp_path / "unpacked"
     bare.mkdir()
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
     monkeypatch.setattr("tasks.restoring.REPOSITORY", bare)
     with pytest.raises(DataError, match=r"its code cannot be given back, because .*unpacked is no git checkout"):
-        give_back(workspace, registry, tmp_path / "restored")
-    source = replace(source_of(registry, NAME, 1), commit="f" * 40)
-    monkeypatch.setattr("tasks.restoring.REPOSITORY", workspace.root)
-    with pytest.raises(DataError, match="has no commit fff"):
         give_back(workspace, registry, tmp_path / "restored", source)
-
-
-def test_code_edited_while_the_run_went_on_is_told(workspace: Workspace, tmp_path: Path) -> None:
-    edited = workspace.root / "perfusion" / "model.py"
-    register_version(workspace, between=lambda: edited.write_text("layers = 4\n") and None)
-    registry = open_registry(workspace.tracking_uri, workspace.mlruns)
-    assert give_back(workspace, registry, tmp_path / "restored").unlike_lock == ("perfusion",)
 
 
 def test_a_checkpoint_unlike_the_registered_one_is_refused(
     workspace: Workspace, registry: Registry, tmp_path: Path
 ) -> None:
-    (workspace.generator / "model_index.json").write_text('{"another": "run"}')
-    write_lock(workspace)
     source = source_of(registry, NAME, 1)
-    stages = yaml.safe_load(workspace.dvc_lock.read_text())["stages"]
-    other = {**source.outputs, "work/generator": stages["generator"]["outs"][0]["md5"]}
+    with changed(workspace.generator / "model_index.json", b'{"another": "run"}'):
+        other = Cache(workspace.root / ".dvc" / "cache").keep(workspace.generator)
+    unlike = replace(source, outputs={**source.outputs, "work/generator": other})
     with pytest.raises(GateError, match=r"not the registered one:\n  different: model_index.json"):
-        give_back(workspace, registry, tmp_path / "restored", replace(source, outputs=other))
+        give_back(workspace, registry, tmp_path / "restored", unlike)
     assert nothing_is_left(workspace, tmp_path / "restored")
 
 
@@ -244,8 +285,8 @@ def test_a_folder_that_holds_something_is_left_alone(workspace: Workspace, regis
 
 def test_versions_are_named_as_people_do(registry: Registry) -> None:
     registry.client.set_registered_model_alias(NAME, "champion", "1")
-    names = ("1", "champion", "generator@1", "generator/champion", f"{NAME}@challenger", f"{NAME}/1")
+    names = ("1", "champion", "generator@1", "generator/champion", f"{NAME}@champion", f"{NAME}/1")
     assert {version_named(registry.client, "perfusion", name) for name in names} == {(NAME, 1)}
-    for wrong in ("2", "reward@1", "@", "generator@", "0", "../1"):
+    for wrong in ("3", "reward@1", "@", "generator@", "0", "../1"):
         with pytest.raises(GateError, match="remedy: name a version such as"):
             version_named(registry.client, "perfusion", wrong)
