@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from flows import cli_benchmark, cli_data, cli_look, cli_machine, cli_models, cli_people, cli_registry, cli_run
+from flows import cli_benchmark, cli_data, cli_gate, cli_look, cli_machine, cli_models, cli_people, cli_registry, cli_run
 from flows.cli_common import help_text, unwrapped
 from flows.environment import quieten
 from perfusion.errors import PerFusionError
@@ -37,6 +37,7 @@ for module in (cli_run, cli_benchmark, cli_look, cli_people, cli_models, cli_reg
     for name, command in module.COMMANDS.items():
         app.command(name, help=help_text(command))(command)
 app.add_typer(cli_data.app, name="data")
+app.add_typer(cli_gate.app, name="gate")
 
 
 @app.callback()
