@@ -10,7 +10,17 @@ from typing import Annotated
 
 import typer
 
-from flows import cli_benchmark, cli_data, cli_gate, cli_look, cli_machine, cli_models, cli_people, cli_registry, cli_run
+from flows import (
+    cli_benchmark,
+    cli_data,
+    cli_gate,
+    cli_look,
+    cli_machine,
+    cli_models,
+    cli_people,
+    cli_registry,
+    cli_run,
+)
 from flows.cli_common import help_text, unwrapped
 from flows.environment import quieten
 from perfusion.errors import PerFusionError

@@ -365,7 +365,7 @@ class GatesConfig(Section):
     min_users: Count = Field(20, description="fewest users for an interval; below it a check is inconclusive")
     reward_min_relative_map_gain: float = Field(0.02, description="PerFusionRM over tuned PickScore")
     reward_cold_margin: Share = Field(0.01, description="MAP that cold-start users may lose to tuned PickScore")
-    reward_promotion_margin: Share = Field(0.01, description="MAP a challenger may lose to the champion")
+    reward_promotion_margin: Share = Field(0.02, description="MAP a challenger may lose to the champion")
     general_margin: float = Field(
         0.25, ge=0.0, description="loss allowed on Aesthetic, CLIP Score and PickScore, in standard deviations"
     )

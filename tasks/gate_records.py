@@ -45,8 +45,8 @@ def find_answers(workspace: Workspace, reference: str) -> Found:
 
     Args:
         workspace: whose store and family of models are meant.
-        reference: "last", an MLflow run id, or a version: "generator@3", "perfusion-reward@champion". Of a version, what
-            the gates said last, which need not be in the run that made it.
+        reference: "last", an MLflow run id, or a version: "generator@3", "perfusion-reward@champion". Of a version,
+            what the gates said last, which need not be in the run that made it.
 
     Raises:
         ReportError: there is no such run or version, or no gate was asked there.

@@ -30,7 +30,7 @@ def gate_rows(decision: Decision) -> list[dict[str, str]]:
     checks = decision.checks or tuple(_from_sentence(reason) for reason in decision.reasons)
     return [
         {
-            "check": humane(check.name.replace(_UNITS, "").strip()),
+            "check": _named(check),
             "value": value_text(check),
             "bound": bound_text(check),
             "verdict": f"{ICONS[check.verdict]} {check.verdict}",
@@ -61,6 +61,13 @@ def bound_text(check: Check) -> str:
     return _BOUNDS[check.rule].format(f"{_number(check.bound + 0.0)}{_unit(check)}")
 
 
+def _named(check: Check) -> str:
+    """Its name in the words of the pages; a sentence in the place of a name keeps its own."""
+    if check.name == check.reason:
+        return humane(check.name)
+    return humane(check.name.replace(_UNITS, "").strip().replace("champion_rm", "the champion's reward model"))
+
+
 def told_of(decision: Decision, run_id: str | None) -> list[str]:
     """What else belongs to a decision: what was judged, in which run, and what was too small to be judged."""
     lines = [f"judged: {_inputs(decision.inputs)}"] if decision.inputs else []
@@ -86,9 +93,9 @@ def _meaning(gate: str, check: Check) -> str:
     words = meaning(gate, check.name)
     if check.verdict == "pass":
         return words.asks
-    told = "It cannot be told: too little data, or a number is missing." if check.verdict == "inconclusive" else ""
+    told = words.otherwise if check.verdict == "fail" else "It cannot be told: too little data, or none."
     said = humane(check.reason) if check.rule is None and check.reason != check.name else ""
-    return " ".join(part for part in (words.otherwise if not told else told, said) if part)
+    return f"{told} {said}".strip()
 
 
 def _unit(check: Check) -> str:

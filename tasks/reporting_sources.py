@@ -21,9 +21,7 @@ __all__ = ["open_client", "open_run", "run_of", "version_of"]
 _VERSION = re.compile(r"(?P<model>[a-z][a-z0-9-]*)@(?P<version>\d+|[a-z]+)")
 _PARENT = "mlflow.parentRunId"
 LAST = "last"
-_HOW = (
-    'name a folder of a run, an MLflow run id, "last", or a version such as "generator@3" or "generator@champion"'
-)
+_HOW = 'name a folder of a run, an MLflow run id, "last", or a version such as "generator@3" or "generator@champion"'
 
 
 @contextmanager

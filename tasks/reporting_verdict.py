@@ -16,6 +16,7 @@ __all__ = ["tiles_view", "verdict_view"]
 View = dict[str, Any]
 SHOWN_REASONS = 3
 
+
 def verdict_view(record: RunRecord) -> View:
     """The verdict in a few words, and the because in one or two sentences."""
     outcome = record.outcome or {}

@@ -29,9 +29,7 @@ MEANINGS: dict[str, dict[str, Meaning]] = {
         ),
         "valid group records": Meaning("Is there enough to train on?", "There are too few records to train on."),
         "quarantined share": Meaning("Is most of the delivery in order?", "Too many records are broken."),
-        "coverage": Meaning(
-            "Do most merchants fill the feature in?", "A feature is empty for too many merchants."
-        ),
+        "coverage": Meaning("Do most merchants fill the feature in?", "A feature is empty for too many merchants."),
         "drift": Meaning(
             "Do the data look like those accepted last?", "The data look different from those that were accepted last."
         ),

@@ -19,15 +19,12 @@ __all__ = ["arm", "columns", "difference", "pair", "same_items", "standardised"]
 def arm(pictures: pd.DataFrame, arm: str) -> pd.DataFrame:
     """One arm's pictures, averaged per item where an item has several."""
     rows = pictures[pictures["arm"] == arm]
-    numbers = rows.select_dtypes("number").columns.difference([*ITEM])
     labels = [name for name in rows if name.startswith("slice_")]
-    items = rows.groupby(list(ITEM), sort=True)
-    return (
-        items[labels]
-        .first()
-        .join(items[[name for name in numbers if name not in labels]].mean(skipna=False))
-        .reset_index()
-    )
+    numbers = rows.select_dtypes("number").columns.difference([*ITEM, *labels], sort=False)
+    if not rows.duplicated([*ITEM]).any():
+        return rows[[*ITEM, *labels, *numbers]].sort_values([*ITEM], ignore_index=True)
+    items = rows.groupby([*ITEM], sort=True)
+    return items[labels].first().join(items[[*numbers]].mean(skipna=False)).reset_index()
 
 
 def pair(left: pd.DataFrame, right: pd.DataFrame) -> pd.DataFrame:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -14,7 +14,7 @@ from perfusion.governance.decision import Check, Decision, at_most, decide
 from perfusion.governance.pairing import arm, columns, difference, pair, same_items, standardised
 from perfusion.statistics import paired_difference
 
-__all__ = ["GENERAL_SCORERS", "promotion_gate"]
+__all__ = ["GENERAL_SCORERS", "JUDGES", "judge_checks", "promotion_gate"]
 
 #: General scorers a challenger must not lose on; a column `name` or, from a tiny twin, `name[twin]`.
 GENERAL_SCORERS = ("aesthetic", "clip_score", "pickscore")
@@ -102,16 +102,36 @@ def _against_champion(
 ) -> Part:
     """Every judge of personal fit prefers the challenger; general scorers and slices lose at most their margins."""
     paired = pair(arm(challenger, "perfusion"), arm(champion, "perfusion"))
-    checks = [same_items("challenger and champion", paired)]
-    statistics: dict[str, Any] = {}
     judges = _judges(challenger)
+    parts = [
+        _preferred(paired, judges, options),
+        _general(paired, "champion", config, options),
+        _slices(paired, judges, config, options),
+    ]
+    checks = [same_items("challenger and champion", paired), *(check for part in parts for check in part[0])]
+    return checks, {name: value for part in parts for name, value in part[1].items()}
+
+
+def judge_checks(
+    challenger: pd.DataFrame, champion: pd.DataFrame, judges: Sequence[str], options: dict[str, Any]
+) -> Part:
+    """The checks of the promotion gate by which judges of personal fit prefer the challenger's pictures; alone.
+
+    Args:
+        challenger, champion: as in `promotion_gate`.
+        judges: columns of both.
+        options: of `perfusion.statistics.cluster_bootstrap`.
+    """
+    return _preferred(pair(arm(challenger, "perfusion"), arm(champion, "perfusion")), judges, options)
+
+
+def _preferred(paired: pd.DataFrame, judges: Sequence[str], options: dict[str, Any]) -> Part:
+    checks, statistics = [], {}
     for judge in judges:
         gain = difference(paired, judge, options)
         statistics[f"{judge}_minus_champion"] = gain.to_dict()
         checks.append(above(f"{judge} of challenger minus champion", gain))
-    general, numbers = _general(paired, "champion", config, options)
-    slices, slice_numbers = _slices(paired, judges, config, options)
-    return checks + general + slices, statistics | numbers | slice_numbers
+    return checks, statistics
 
 
 def _cold_start(
@@ -168,12 +188,13 @@ def _general(paired: pd.DataFrame, other: str, config: GatesConfig, options: dic
     return checks, statistics
 
 
-def _slices(paired: pd.DataFrame, judges: tuple[str, ...], config: GatesConfig, options: dict[str, Any]) -> Part:
+def _slices(paired: pd.DataFrame, judges: Sequence[str], config: GatesConfig, options: dict[str, Any]) -> Part:
     """Non-inferiority of personal fit on every value of every `slice_*` column with enough users, for every judge."""
     checks = []
     statistics: dict[str, Any] = {"slices_not_judged": []}
+    needed = ["user_id", *columns(paired, [name for judge in judges for name in (judge, f"{judge}_other")])]
     for column in sorted(name for name in paired if name.startswith("slice_") and not name.endswith("_other")):
-        for value, part in paired.groupby(column, sort=True, dropna=False):
+        for value, part in paired[[column, *needed]].groupby(column, sort=True, dropna=False):
             name = f"{column}={value}"
             gains = {judge: standardised(part, judge, options) for judge in judges}
             statistics |= {_slice_key(name, judge): gain.to_dict() for judge, gain in gains.items()}

@@ -32,7 +32,10 @@ def test_no_help_imports_anything_heavy() -> None:
     for group in app.registered_groups:
         assert group.typer_instance is not None
         assert group.name is not None
-        names += [[group.name], *([group.name, *_name(command)] for command in group.typer_instance.registered_commands)]
+        names += [
+            [group.name],
+            *([group.name, *_name(command)] for command in group.typer_instance.registered_commands),
+        ]
     calls = "\n".join(f"app([*{words}, '--help'], standalone_mode=False)" for words in [[], *names])
     assert not HEAVY & loaded_by(f"from flows.cli import app\n{calls}")
 
