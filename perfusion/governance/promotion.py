@@ -12,9 +12,9 @@ from perfusion.evaluation.items import COLD_SPLITS, ITEM
 from perfusion.governance.checks import above, need_columns, not_below
 from perfusion.governance.decision import Check, Decision, at_most, decide
 from perfusion.governance.pairing import arm, columns, difference, pair, same_items, standardised
-from perfusion.statistics import paired_difference
+from perfusion.statistics import Interval, paired_difference
 
-__all__ = ["GENERAL_SCORERS", "JUDGES", "judge_checks", "promotion_gate"]
+__all__ = ["GENERAL_SCORERS", "JUDGES", "preferred", "promotion_gate"]
 
 #: General scorers a challenger must not lose on; a column `name` or, from a tiny twin, `name[twin]`.
 GENERAL_SCORERS = ("aesthetic", "clip_score", "pickscore")
@@ -112,17 +112,14 @@ def _against_champion(
     return checks, {name: value for part in parts for name, value in part[1].items()}
 
 
-def judge_checks(
-    challenger: pd.DataFrame, champion: pd.DataFrame, judges: Sequence[str], options: dict[str, Any]
-) -> Part:
-    """The checks of the promotion gate by which judges of personal fit prefer the challenger's pictures; alone.
+def preferred(judge: str, gain: Interval) -> Check:
+    """Whether a judge of personal fit surely prefers the challenger's pictures.
 
     Args:
-        challenger, champion: as in `promotion_gate`.
-        judges: columns of both.
-        options: of `perfusion.statistics.cluster_bootstrap`.
+        judge: its column.
+        gain: its paired difference, challenger minus champion.
     """
-    return _preferred(pair(arm(challenger, "perfusion"), arm(champion, "perfusion")), judges, options)
+    return above(f"{judge} of challenger minus champion", gain)
 
 
 def _preferred(paired: pd.DataFrame, judges: Sequence[str], options: dict[str, Any]) -> Part:
@@ -130,7 +127,7 @@ def _preferred(paired: pd.DataFrame, judges: Sequence[str], options: dict[str, A
     for judge in judges:
         gain = difference(paired, judge, options)
         statistics[f"{judge}_minus_champion"] = gain.to_dict()
-        checks.append(above(f"{judge} of challenger minus champion", gain))
+        checks.append(preferred(judge, gain))
     return checks, statistics
 
 

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from perfusion.config import GatesConfig
 from perfusion.evaluation.ranking import group_average_precision
 from perfusion.governance import Check, Decision, promotion_gate, reward_gate
-from perfusion.governance.promotion import GENERAL_SCORERS, JUDGES, judge_checks
+from perfusion.governance.promotion import GENERAL_SCORERS, JUDGES, preferred
 from perfusion.seeding import derive_seed
+from perfusion.statistics import paired_difference
 from perfusion.trials.market import VALUES, Floats, Market, Numbers, prompt_fit
 from perfusion.trials.models import (
     CHAMPION_UTILITY,
@@ -106,6 +107,7 @@ class _Frame:
     def stated(self) -> Numbers:
         return self.market.groups.stated[self.rows]
 
+    @cached_property
     def items(self) -> pd.DataFrame:
         """user_id, prompt, seed, and the users' slices."""
         named = {
@@ -139,27 +141,33 @@ def promotion_trial(
     models = _pair(market, scenario, stream)
     known = stream.choice(market.known, len(market.known))
     frame = _frame(market, known, "test", min(pairs, len(known)), "u", stream)
-    challenger = _pictures(frame, models, "perfusion", models.challenger, stream)
-    champion = _pictures(frame, models, "perfusion", models.champion, stream)
-    gains = {judge: float(challenger[judge].mean() - champion[judge].mean()) for judge in (*JUDGES, "true_utility")}
+    pictures = [_scores(frame, models, generator, stream) for generator in (models.challenger, models.champion)]
+    gains = {judge: float((pictures[0][judge] - pictures[1][judge]).mean()) for judge in (*JUDGES, "true_utility")}
     judges = (*JUDGES, "true_utility") if scenario.truth else JUDGES
-    open_judges = _open(judge_checks(challenger, champion, judges, config.interval_options(0))[0])
-    if open_judges and not thorough:
-        return Trial(False, False, open_judges, gains)
-    decision = _whole_gate(market, models, known, frame, (challenger, champion), scenario, config, cold_pairs, stream)
-    return Trial(decision.passed, not open_judges, _open(decision.checks), gains)
+    options = config.interval_options(0)
+    checks = [
+        preferred(judge, paired_difference(pictures[0][judge], pictures[1][judge], frame.names, **options))
+        for judge in judges
+    ]
+    if _open(checks) and not thorough:
+        return Trial(False, False, _open(checks), gains)
+    decision = _whole_gate(market, models, known, frame, pictures, scenario, config, cold_pairs, stream)
+    return Trial(decision.passed, not _open(checks), _open(decision.checks), gains)
 
 
 def _whole_gate(
-    market: Market, models: _Pair, known: Numbers, frame: _Frame, pictures: tuple[pd.DataFrame, pd.DataFrame],
+    market: Market, models: _Pair, known: Numbers, frame: _Frame, pictures: Sequence[dict[str, Floats]],
     scenario: Scenario, config: GatesConfig, cold_pairs: int, stream: np.random.Generator,
 ) -> Decision:  # fmt: skip
     """The gate's decision on all evidence, of which the pair's own pictures are there already."""
     strangers = stream.choice(market.strangers, len(market.strangers))
     cold = _frame(market, strangers, "", cold_pairs, "c", stream)
-    arms = [_pictures(frame, models, arm, generator, stream) for arm, generator in _floors(models, stream).items()]
-    tables = [pd.concat([pictures[0], *arms], ignore_index=True), pictures[1]]
-    tables += [_pictures(cold, models, "perfusion", each, stream) for each in (models.challenger, models.champion)]
+    arms = {"perfusion": pictures[0]}
+    arms |= {arm: _scores(frame, models, each, stream) for arm, each in _floors(models, stream).items()}
+    tables = [pd.concat([_table(frame, arm, scores) for arm, scores in arms.items()], ignore_index=True)]
+    tables.append(_table(frame, "perfusion", pictures[1]))
+    for each in (models.challenger, models.champion):
+        tables.append(_table(cold, "perfusion", _scores(cold, models, each, stream)))
     if not scenario.truth:
         tables = [table.drop(columns="true_utility") for table in tables]
     rewards = [
@@ -274,18 +282,21 @@ def _names(prefix: str, places: Numbers) -> NDArray[np.str_]:
     return np.char.add(prefix, np.char.zfill(places.astype(str), 4))
 
 
-def _pictures(frame: _Frame, pair: _Pair, arm: str, generator: Generator, stream: np.random.Generator) -> pd.DataFrame:
-    """One arm's pictures with every score, as `pictures.parquet` has them."""
+def _scores(frame: _Frame, models: _Pair, generator: Generator, stream: np.random.Generator) -> dict[str, Floats]:
+    """Every score (n,) of one picture of each item."""
     market, users, stated = frame.market, frame.users, frame.stated
     codes = generator.draw(users, stated, stream)
-    fit = prompt_fit(stated, codes)
-    columns = {"true_utility": utility(market, market.taste, users, stated, codes)}
-    for name, belief in (("perfusion_rm", pair.challenger_rm), ("champion_rm", pair.champion_rm)):
+    scores = {"true_utility": utility(market, market.taste, users, stated, codes)}
+    for name, belief in (("perfusion_rm", models.challenger_rm), ("champion_rm", models.champion_rm)):
         noise = stream.normal(0, READING, len(users))
-        columns[name] = utility(market, belief, users, stated, codes) + noise
-    for name, offset in frame.offsets.items():
-        columns[name] = draw_general(fit, offset, stream)
-    return frame.items().assign(arm=arm, **columns)
+        scores[name] = utility(market, belief, users, stated, codes) + noise
+    fit = prompt_fit(stated, codes)
+    return scores | {name: draw_general(fit, offset, stream) for name, offset in frame.offsets.items()}
+
+
+def _table(frame: _Frame, arm: str, scores: dict[str, Floats]) -> pd.DataFrame:
+    """One arm's pictures, as `pictures.parquet` has them."""
+    return frame.items.assign(arm=arm, **scores)
 
 
 def _reward_groups(

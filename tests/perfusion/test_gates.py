@@ -11,7 +11,6 @@ from perfusion.config import GatesConfig
 from perfusion.errors import GateError
 from perfusion.governance import Decision, load_gate, promotion_gate, reward_gate
 from perfusion.governance.meanings import MEANINGS, meaning
-from perfusion.governance.promotion import JUDGES, judge_checks
 
 CONFIG = GatesConfig(resamples=500)
 COSTS = {"seconds_per_picture": 2.0, "memory_mib": 800.0}
@@ -243,35 +242,6 @@ class TestPromotionAgainstAChampion:
         decision = self.gate(challenger, champion)
         assert decision.passed
         assert decision.statistics["slices_not_judged"] == ["slice_rare=yes"]
-
-    def test_judges_alone_answer_as_the_whole_gate(self):
-        for gain in (0.0, 1.0, 1.001, 2.0):
-            challenger, champion = pictures(gain=gain, seed=1), pictures(gain=1.0)
-            judges = (*JUDGES, "true_utility")
-            alone = judge_checks(challenger, champion, judges, CONFIG.interval_options(0))[0]
-            whole = {check.name: check for check in self.gate(challenger, champion).checks}
-            assert [whole[check.name] for check in alone] == alone
-
-    def test_other_items_are_inconclusive(self):
-        champion = pictures(gain=1.0)
-        champion["seed"] += 1
-        decision = self.gate(pictures(gain=2.0), champion)
-        assert decision.verdict == "inconclusive"
-        assert any("in one table only" in reason for reason in decision.reasons)
-
-    def test_a_lost_slice_fails(self):
-        challenger = pictures(gain=2.0)
-        lost = (challenger["slice_type"] == "coat") & (challenger["arm"] == "perfusion")
-        challenger.loc[lost, "perfusion_rm"] -= 3
-        decision = self.gate(challenger, pictures(gain=1.0))
-        assert decision.verdict == "fail"
-        assert "slice_type=coat" in decision.reasons[0]
-
-    def test_several_pictures_of_an_item_are_averaged_and_nan_stays(self):
-        twice = pd.concat([pictures(gain=2.0), pictures(gain=2.0, seed=0)], ignore_index=True)
-        assert self.gate(twice, pictures(gain=1.0)).verdict == "pass"
-        twice.loc[twice["arm"] == "perfusion", "perfusion_rm"] = [math.nan] + [5.0] * (2 * 240 - 1)
-        assert self.gate(twice, pictures(gain=1.0)).verdict == "inconclusive"
 
 
 class TestLoadGate:
