@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,9 @@ from perfusion.governance.decision import Check
 from perfusion.statistics import Interval, cluster_bootstrap, paired_difference
 
 __all__ = ["arm", "columns", "difference", "pair", "same_items", "standardised"]
+
+#: A table of `pair`, or some of its rows as arrays by name.
+Columns = pd.DataFrame | Mapping[str, np.ndarray]
 
 
 def arm(pictures: pd.DataFrame, arm: str) -> pd.DataFrame:
@@ -43,17 +46,21 @@ def same_items(name: str, paired: pd.DataFrame) -> Check:
     return Check(name, "pass", f"{name} share the same {len(paired)} (user, prompt, seed) items")
 
 
-def difference(paired: pd.DataFrame, scorer: str, options: dict[str, Any]) -> Interval:
+def difference(paired: Columns, scorer: str, options: dict[str, Any]) -> Interval:
     """Paired difference of a scorer, in its own unit; NaN when a table lacks it."""
     if scorer not in paired or f"{scorer}_other" not in paired:
-        return cluster_bootstrap(np.full(len(paired), np.nan), paired["user_id"], **options)
+        return cluster_bootstrap(np.full(len(paired["user_id"]), np.nan), paired["user_id"], **options)
     return paired_difference(paired[scorer], paired[f"{scorer}_other"], paired["user_id"], **options)
 
 
-def standardised(paired: pd.DataFrame, scorer: str, options: dict[str, Any]) -> Interval:
+def standardised(paired: Columns, scorer: str, options: dict[str, Any]) -> Interval:
     """Paired difference in standard deviations of the other arm's scores, so that one margin serves every scorer."""
     gain = difference(paired, scorer, options)
-    spread = float(np.std(paired[f"{scorer}_other"])) if f"{scorer}_other" in paired else math.nan
+    spread = (
+        float(np.std(np.asarray(paired[f"{scorer}_other"], dtype=np.float64)))
+        if f"{scorer}_other" in paired
+        else math.nan
+    )
     if not spread > 0:  # a constant scorer: any difference at all is large
         spread = 1.0 if gain.mean == 0 else math.nan
     return Interval(

@@ -189,10 +189,13 @@ def _slices(paired: pd.DataFrame, judges: Sequence[str], config: GatesConfig, op
     """Non-inferiority of personal fit on every value of every `slice_*` column with enough users, for every judge."""
     checks = []
     statistics: dict[str, Any] = {"slices_not_judged": []}
-    needed = ["user_id", *columns(paired, [name for judge in judges for name in (judge, f"{judge}_other")])]
+    scores = columns(paired, [name for judge in judges for name in (judge, f"{judge}_other")])
+    needed = {name: paired[name].to_numpy() for name in ("user_id", *scores)}
     for column in sorted(name for name in paired if name.startswith("slice_") and not name.endswith("_other")):
-        for value, part in paired[[column, *needed]].groupby(column, sort=True, dropna=False):
+        codes, values = pd.factorize(paired[column], sort=True, use_na_sentinel=False)
+        for code, value in enumerate(values):
             name = f"{column}={value}"
+            part = {key: numbers[codes == code] for key, numbers in needed.items()}
             gains = {judge: standardised(part, judge, options) for judge in judges}
             statistics |= {_slice_key(name, judge): gain.to_dict() for judge, gain in gains.items()}
             if gains["perfusion_rm"].clusters < config.slice_min_users:

@@ -236,7 +236,7 @@ class TestPromotionAgainstAChampion:
         assert failed == ["champion_rm on slice_type=coat, in standard deviations,"]
 
     def test_a_small_slice_is_named_and_not_judged(self):
-        challenger, champion = pictures(gain=2.0), pictures(gain=1.0)
+        challenger, champion = pictures(gain=2.0, users=70), pictures(gain=1.0, users=70)
         for table in (challenger, champion):
             table["slice_rare"] = np.where(table["user_id"].isin(["u1", "u2"]), "yes", "no")
         decision = self.gate(challenger, champion)
