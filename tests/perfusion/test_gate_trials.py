@@ -115,7 +115,7 @@ def test_asking_the_judges_first_changes_no_answer(market: Market) -> None:
 
 def test_a_small_bench_points_the_right_way(market: Market) -> None:
     found: dict[str, list] = {}
-    for batch in plan(Size(null=40, power=5, slices=6, flattery=6, random=10)):
+    for batch in plan(Size(null=40, power=5, slices=6, flattery=8, random=10)):
         found.setdefault(batch.kind, []).extend(run_batch(market, CONFIG, batch, 320, 160))
     told = json.loads(json.dumps(figures(found), allow_nan=False))
     assert told["null"]["pairs"] == 40
@@ -127,8 +127,8 @@ def test_a_small_bench_points_the_right_way(market: Market) -> None:
     assert told["slice_regression"]["caught"] >= 0.8
     assert told["random_reward"] == {"tries": 10, "passed": 0, "blind_tries": 10, "blind_passed": 0}
     by_case = {(case["truth"], case["shared_error"]): case for case in told["flattery"]}
-    assert by_case[False, 1.0]["judges_agree"] >= 0.8, "both reward models err alike: nobody could know"
-    assert by_case[True, 1.0]["judges_agree"] <= 0.3, "the truth tells"
+    assert by_case[False, 1.0]["judges_agree"] >= 0.5, "both reward models err alike: nobody could know"
+    assert by_case[True, 1.0]["judges_agree"] <= 0.25, "the truth tells"
     assert by_case[False, 1.0]["gains"]["perfusion_rm"] > 0.15 > abs(by_case[False, 1.0]["gains"]["true_utility"])
 
 
