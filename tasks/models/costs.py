@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -47,7 +48,7 @@ for _ in sys.stdin:
 
 
 def serving_costs(
-    models: Mapping[str, str], probe: pd.DataFrame, tracking_uri: str, rounds: int = 5
+    models: Mapping[str, str], probe: pd.DataFrame, tracking_uri: str, rounds: int = 5, timeout: float = 600.0
 ) -> dict[str, dict[str, float]]:
     """Measure registered generators side by side.
 
@@ -56,6 +57,7 @@ def serving_costs(
         probe: a request.
         tracking_uri: of the store.
         rounds: how often each takes its turn; one more turn before them is not counted.
+        timeout: seconds of a turn, loading included.
 
     Returns:
         name -> `seconds_per_picture`, the median over rounds, and `memory_mib`, the process's largest: resident, and
@@ -68,10 +70,10 @@ def serving_costs(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="perfusion-costs-")))
         probe.to_parquet(folder / "probe.parquet")
         running = {name: stack.enter_context(_server(folder, uri, tracking_uri)) for name, uri in models.items()}
-        told = {name: [_turn(server, models[name])] for name, server in running.items()}
+        told = {name: [_turn(server, models[name], timeout)] for name, server in running.items()}
         for _ in range(rounds):
             for name, server in running.items():
-                told[name].append(_turn(server, models[name]))
+                told[name].append(_turn(server, models[name], timeout))
     return {
         name: {
             "seconds_per_picture": median(answer["seconds"] for answer in answers[1:]),
@@ -100,17 +102,23 @@ def _server(folder: Path, uri: str, tracking_uri: str) -> Iterator[Server]:
             yield process, said
 
 
-def _turn(server: Server, uri: str) -> dict[str, float]:
-    """Have a server draw the probe once."""
+def _turn(server: Server, uri: str, timeout: float) -> dict[str, float]:
+    """Have a server draw the probe once; one that takes too long is killed, and so gives no answer."""
     process, said = server
     assert process.stdin is not None
     assert process.stdout is not None
+    watch = threading.Timer(timeout, process.kill)
+    watch.start()
     with contextlib.suppress(BrokenPipeError):  # then there is no answer
-        print("draw", file=process.stdin, flush=True)
+        os.write(process.stdin.fileno(), b"draw\n")  # not through its buffer, which would be flushed again at the end
     answer = process.stdout.readline()
+    watch.cancel()
     if not answer:
         process.wait()
         said.seek(0)
         lines = "\n  ".join(said.read().strip().splitlines()[-6:]) or "nothing"
-        raise GateError(f"{uri}: a clean process ended with status {process.returncode}; it said:\n  {lines}")
+        raise GateError(
+            f"{uri}: a clean process ended with status {process.returncode}, or was ended after {timeout:g} s; "
+            f"it said:\n  {lines}"
+        )
     return dict(json.loads(answer))
