@@ -13,6 +13,7 @@ import typer
 from flows import (
     cli_benchmark,
     cli_data,
+    cli_gate,
     cli_look,
     cli_machine,
     cli_models,
@@ -47,6 +48,7 @@ for module in (cli_run, cli_benchmark, cli_look, cli_people, cli_models, cli_reg
     for name, command in module.COMMANDS.items():
         app.command(name, help=help_text(command))(command)
 app.add_typer(cli_data.app, name="data")
+app.add_typer(cli_gate.app, name="gate")
 
 
 @app.callback()

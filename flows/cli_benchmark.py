@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMANDS", "benchmark"]
 
-ALL = "all"
+ALL, GATES = "all", "gates"
 
 
 def benchmark(
     names: Annotated[
         list[str],
         typer.Argument(
-            help="table1 table2 table3 table4 table5 fig5 fig6 coldstart groupsize coverage, or all.",
+            help="table1 table2 table3 table4 table5 fig5 fig6 coldstart groupsize coverage, or all; gates.",
             show_default=False,
         ),
     ],
@@ -32,6 +32,9 @@ def benchmark(
     params: ParamsOption = None,
     data: DataOption = None,
     seeds: Annotated[int, typer.Option("--seeds", min=1, max=20, help="Training seeds of each system.")] = 3,
+    trials: Annotated[
+        float, typer.Option("--trials", min=0.001, max=100.0, help="Of `gates`: times as many simulated pairs.")
+    ] = 1.0,
 ) -> None:
     """Make the paper's tables and figures on this data, the paper's values beside ours.
 
@@ -39,18 +42,30 @@ def benchmark(
     computes nothing and an interrupted one goes on. Tables are printed, kept in MLflow, and written as one page,
     work/report/benchmark.html.
 
+    `gates` is no table of the paper and not in `all`: it puts simulated pairs of models, of known worth, through the
+    gates and tells how often they are wrong. It needs no data and no model, and writes work/benchmarks/gates.json.
+
     Examples:
 
       perfusion benchmark table2 fig5
       perfusion benchmark all
       perfusion benchmark coverage --seeds 1 --params params/smoke.yaml
+      perfusion benchmark gates
+      perfusion benchmark gates --trials 0.1
     """
-    from flows.benchmark import benchmark as run
     from flows.termination import end_promptly
 
     chosen = _chosen(names)
     place = _workspace(params, data, workspace)
     end_promptly()
+    if GATES in names:
+        from flows.cli_gate_trials import run_gate_trials
+
+        run_gate_trials(place, trials)
+    if not chosen:
+        return
+    from flows.benchmark import benchmark as run
+
     found = run(place, chosen, seeds, typer.echo)
     for table in found.tables:
         _show(table)
@@ -69,7 +84,7 @@ def _workspace(params: Path | None, data: Path | None, workspace: Path | None) -
 
 
 def _chosen(names: list[str]) -> list[str]:
-    """The studies asked for, each once, in their order.
+    """The studies asked for, each once, in their order; `GATES` is none of them.
 
     Raises:
         ConfigError: there is no study of a name.
@@ -78,9 +93,9 @@ def _chosen(names: list[str]) -> list[str]:
     from tasks.studies.systems import STUDIES
 
     for name in names:
-        if name != ALL and name not in STUDIES:
-            near = difflib.get_close_matches(name, [*STUDIES, ALL], n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(STUDIES)} and {ALL}"
+        if name not in (ALL, GATES) and name not in STUDIES:
+            near = difflib.get_close_matches(name, [*STUDIES, ALL, GATES], n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(STUDIES)}, {ALL} and {GATES}"
             raise ConfigError(f"{name!r} is no benchmark; {hint}")
     return [name for name in STUDIES if name in names or ALL in names]
 

@@ -39,6 +39,8 @@ from perfusion.governance import Decision
 from tasks import gates, publishing
 from tasks.dataset import ensure_data
 from tasks.dvc_push import PushError, push_outputs
+from tasks.reporting_gates import gate_rows
+from tasks.reporting_words import GATES
 from tasks.run_stage import StageResult, require_disk, run_stage
 from tasks.tracking import FlowRecord, Progress, flow_record
 from tasks.unchanged import Unchanged
@@ -105,6 +107,7 @@ class _Run:
         self.content_hash = ""
         self.cached: dict[str, bool] = {}
         self.answers: dict[str, gates.Answer] = {}
+        self.told: set[str] = set()  # gates whose answers MLflow has
         self.reached: set[str] = set()
         self.registered: publishing.Registered | None = None
 
@@ -281,9 +284,9 @@ def judge(run: _Run, gate: str, question: gates.Question) -> State[Any]:
     run.answers[gate] = answer
     _keep_answers(run, run.answers)
     decision = answer.decision
-    run.record.decision(gate, decision.verdict, decision.reasons, decision.statistics)
-    lines = [f"# {gate} gate: {decision.verdict}", *(f"- {reason}" for reason in decision.reasons)]
-    create_markdown_artifact("\n".join(lines), key=f"{gate}-gate", description=f"{gate} gate: {decision.verdict}")
+    create_table_artifact(
+        gate_rows(decision), key=f"{gate}-gate", description=f"{gate} gate: {decision.verdict}. {GATES[gate]}"
+    )
     for reason in decision.reasons:
         logger.log(logging.INFO if reason.startswith("pass") else logging.WARNING, reason)
     if gate == "data" and decision.passed:
@@ -294,9 +297,13 @@ def judge(run: _Run, gate: str, question: gates.Question) -> State[Any]:
 
 
 def _keep_answers(run: _Run, answers: Mapping[str, gates.Answer]) -> None:
-    """Keep what the gates said, and in which runs, where reports look for it."""
+    """Keep what the gates said, and in which runs, where reports look for it and with the MLflow run."""
     known = {gate: answer.to_dict() for gate, answer in answers.items()}
     atomic_write(run.workspace.gates, json.dumps(known, indent=2).encode())
+    for gate, answer in answers.items():
+        if gate not in run.told:
+            run.record.decision(answer.decision, answer.run_id)
+            run.told.add(gate)
 
 
 @task(cache_policy=NO_CACHE)

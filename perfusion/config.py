@@ -334,6 +334,9 @@ class EvaluateConfig(Section):
 
     pairs: Count = Field(320, description="held-out (user, prompt) pairs")
     pictures: Count = Field(1, description="pictures of each pair and arm, from different noise")
+    cold_pairs: Count = Field(
+        160, description="(user, prompt) pairs of users nothing was learnt of, drawn when there is a champion"
+    )
     steps: Count | None = Field(None, description="sampling steps; None takes the generator's own")
     batch_pictures: Count = Field(32, description="pictures sampled at a time")
     sheet_users: Count = Field(8, description="rows of the contact sheet")
@@ -362,7 +365,7 @@ class GatesConfig(Section):
     min_users: Count = Field(20, description="fewest users for an interval; below it a check is inconclusive")
     reward_min_relative_map_gain: float = Field(0.02, description="PerFusionRM over tuned PickScore")
     reward_cold_margin: Share = Field(0.01, description="MAP that cold-start users may lose to tuned PickScore")
-    reward_promotion_margin: Share = Field(0.01, description="MAP a challenger may lose to the champion")
+    reward_promotion_margin: Share = Field(0.02, description="MAP a challenger may lose to the champion")
     general_margin: float = Field(
         0.25, ge=0.0, description="loss allowed on Aesthetic, CLIP Score and PickScore, in standard deviations"
     )
@@ -371,6 +374,10 @@ class GatesConfig(Section):
     load_tolerance: float = Field(1e-5, ge=0.0, description="largest difference relative to max(1, |value|)")
     max_seconds_per_picture: Positive | None = Field(None, description="promotion: latency budget in seconds")
     max_memory_mib: Positive | None = Field(None, description="promotion: peak memory budget in MiB")
+    max_seconds_ratio: Positive | None = Field(
+        1.5, description="promotion: seconds a picture over the champion's, measured side by side"
+    )
+    max_memory_ratio: Positive | None = Field(1.5, description="promotion: peak memory over the champion's")
 
     def interval_options(self, seed: int) -> dict[str, Any]:
         """Options of `perfusion.statistics.cluster_bootstrap`, so that figures and gates agree."""

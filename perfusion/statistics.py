@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any, Self
 
 import numpy as np
@@ -23,6 +24,8 @@ from numpy.typing import ArrayLike, NDArray
 __all__ = ["Interval", "cluster_bootstrap", "cluster_statistic", "paired_difference", "share_positive"]
 
 Floats = NDArray[np.float64]
+
+_KEPT_CELLS = 1 << 20  # resamplings of up to so many cells are kept for the next interval of as many users: 4 MiB each
 
 
 @dataclass(frozen=True)
@@ -161,6 +164,18 @@ def _cluster_sums(columns: Floats, clusters: Sequence[Any] | NDArray[Any]) -> tu
 
 def _resample(users: int, resamples: int, seed: int) -> Floats:
     """How often each user was drawn in each resample, (resamples, U); each row sums to U."""
+    if users * resamples > _KEPT_CELLS:
+        return _draw(users, resamples, seed).astype(np.float64)
+    return _kept(users, resamples, seed).astype(np.float64)
+
+
+def _draw(users: int, resamples: int, seed: int) -> NDArray[np.intp]:
     drawn = np.random.default_rng(seed).integers(users, size=(resamples, users))
     cell = drawn + users * np.arange(resamples)[:, None]
-    return np.bincount(cell.ravel(), minlength=users * resamples).reshape(resamples, users).astype(np.float64)
+    return np.bincount(cell.ravel(), minlength=users * resamples).reshape(resamples, users)
+
+
+@lru_cache(maxsize=64)
+def _kept(users: int, resamples: int, seed: int) -> NDArray[np.uint32]:
+    """The same, kept: a gate resamples the same users for each of its many intervals."""
+    return _draw(users, resamples, seed).astype(np.uint32)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,7 @@ __all__ = ["Answer", "Question", "data", "load", "promotion", "remembered", "rew
 
 Question = Callable[[Workspace, Params, Registered | None], Decision]
 PROBED_GROUPS, PROBED_PICTURES = 4, 2
+COST_PICTURES = 4  # of each probed prompt, to measure costs
 
 
 @dataclass(frozen=True)
@@ -48,15 +51,19 @@ class Answer:
 
 def data(workspace: Workspace, params: Params, registered: Registered | None) -> Decision:
     """Is this dataset fit to train on?"""
-    return data_gate(json.loads(workspace.metrics("validate").read_text()), params.data)
+    report = workspace.metrics("validate")
+    return data_gate(json.loads(report.read_text()), params.data).judging(
+        content=_content(workspace), report_sha256=_digest(report)
+    )
 
 
 def reward(workspace: Workspace, params: Params, registered: Registered | None) -> Decision:
     """Does personal information help?"""
     import pandas as pd
 
-    groups = pd.read_parquet(workspace.reward_evaluation / "groups.parquet")
-    return reward_gate(groups, params.gates, params.seed)
+    file = workspace.reward_evaluation / "groups.parquet"
+    decision = reward_gate(pd.read_parquet(file), params.gates, params.seed)
+    return decision.judging(content=_content(workspace), groups_sha256=_digest(file))
 
 
 def remembered(workspace: Workspace, params: Params, registered: Registered | None, gate: str) -> Answer | None:
@@ -100,9 +107,10 @@ def load(workspace: Workspace, params: Params, registered: Registered | None) ->
         try:
             answer = load_in_clean_process(f"models:/{name}/{registered.versions[name]}", probe, workspace.tracking_uri)
         except GateError as error:
-            return load_gate(evaluated, None, params.gates, str(error))
+            decision = load_gate(evaluated, None, params.gates, str(error))
+            return decision.judging(versions=registered.versions)
         reloaded[role] = _as_numbers(answer)
-    return load_gate(evaluated, reloaded, params.gates)
+    return load_gate(evaluated, reloaded, params.gates).judging(versions=registered.versions)
 
 
 def promotion(workspace: Workspace, params: Params, registered: Registered | None) -> Decision:
@@ -110,15 +118,25 @@ def promotion(workspace: Workspace, params: Params, registered: Registered | Non
     import pandas as pd
 
     assert registered is not None
-    costs = json.loads(workspace.metrics("evaluate-generator").read_text())["costs"]
+    costs = _costs(workspace, params, registered)
+    pictures = workspace.generator_evaluation / "pictures.parquet"
+    inputs = {
+        "challenger": registered.versions, "champion": registered.champions, "content": _content(workspace),
+        "pictures_sha256": _digest(pictures),
+        "groups_sha256": _digest(workspace.reward_evaluation / "groups.parquet"),
+    }  # fmt: skip
     if None in registered.champions.values():
-        pictures = pd.read_parquet(workspace.generator_evaluation / "pictures.parquet")
-        return promotion_gate(pictures, None, params.gates, costs=costs, seed=params.seed)
+        found = promotion_gate(
+            pd.read_parquet(pictures), None, params.gates, costs=costs["challenger"], seed=params.seed
+        )
+        return found.judging(**inputs)
     evidence = _against_champion(workspace, params, registered)
     return promotion_gate(
-        evidence.challenger, evidence.champion, params.gates, challenger_reward=evidence.challenger_reward,
-        champion_reward=evidence.champion_reward, costs=costs, seed=params.seed,
-    )  # fmt: skip
+        evidence.challenger, evidence.champion, params.gates, challenger_cold=evidence.challenger_cold,
+        champion_cold=evidence.champion_cold, challenger_reward=evidence.challenger_reward,
+        champion_reward=evidence.champion_reward, costs=costs["challenger"], champion_costs=costs["champion"],
+        seed=params.seed,
+    ).judging(**inputs)  # fmt: skip
 
 
 def _against_champion(workspace: Workspace, params: Params, registered: Registered) -> ChampionEvidence:
@@ -135,9 +153,40 @@ def _against_champion(workspace: Workspace, params: Params, registered: Register
         champion[role] = local_folder(client, f"{params.name}-{role}", version) / "artifacts" / role
     return champion_evidence(
         workspace.data, workspace.split, workspace.clip, workspace.pickscore, workspace.reward,
-        workspace.reward_evaluation, workspace.generator_evaluation, champion["reward"], champion["generator"],
-        image_size=params.data.image_size, twin=params.clip.path is None, config=params.evaluate, seed=params.seed,
+        workspace.reward_evaluation, workspace.generator, workspace.generator_evaluation, champion["reward"],
+        champion["generator"], image_size=params.data.image_size, twin=params.clip.path is None, config=params.evaluate,
+        seed=params.seed,
     )  # fmt: skip
+
+
+def _costs(workspace: Workspace, params: Params, registered: Registered) -> dict[str, dict[str, float]]:
+    """What challenger and champion cost, measured side by side.
+
+    Without a champion and without a budget nothing is asked of costs: then they are what the evaluation saw, whose
+    memory is that of all its models together.
+    """
+    from tasks.models.costs import serving_costs
+
+    name = f"{params.name}-generator"
+    versions = {"challenger": registered.versions[name], "champion": registered.champions[name]}
+    models = {who: f"models:/{name}/{version}" for who, version in versions.items() if version is not None}
+    budgets = (params.gates.max_seconds_per_picture, params.gates.max_memory_mib)
+    if len(models) == 1 and budgets == (None, None):
+        return {"challenger": json.loads(workspace.metrics("evaluate-generator").read_text())["costs"]}
+    return serving_costs(models, _probes(workspace)["generator"].assign(n=COST_PICTURES), workspace.tracking_uri)
+
+
+def _content(workspace: Workspace) -> str | None:
+    """The dataset's content hash, as the flow has checked it; None where no flow ran."""
+    if not workspace.verified_data.exists():
+        return None
+    return str(json.loads(workspace.verified_data.read_text())["content_hash"])
+
+
+def _digest(file: Path) -> str:
+    """SHA-256 of a file that a gate read."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _probes(workspace: Workspace) -> dict[str, pd.DataFrame]:

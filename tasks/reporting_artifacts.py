@@ -5,15 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tasks.reporting_words import ICONS, STAGES, number, percent, seconds, split_reason
+from tasks.reporting_words import ICONS, STAGES, number, percent, seconds
 
-__all__ = ["data_table", "gate_table", "headline_markdown", "seconds_table"]
-
-
-def gate_table(reasons: Sequence[str]) -> list[dict[str, str]]:
-    """One row per check of a gate: its answer and the sentence that holds value and bound."""
-    rows = [split_reason(reason) for reason in reasons]
-    return [{"": ICONS.get(verdict, ""), "verdict": verdict, "evidence": text} for verdict, text in rows]
+__all__ = ["data_table", "headline_markdown", "seconds_table"]
 
 
 def data_table(counts: Mapping[str, int] | None) -> list[dict[str, Any]]:

@@ -16,11 +16,12 @@ from tasks.workspace import Workspace
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-__all__ = ["open_run"]
+__all__ = ["open_client", "open_run", "run_of", "version_of"]
 
 _VERSION = re.compile(r"(?P<model>[a-z][a-z0-9-]*)@(?P<version>\d+|[a-z]+)")
 _PARENT = "mlflow.parentRunId"
-_HOW = 'name a folder of a run, an MLflow run id, or a version such as "generator@3" or "generator@champion"'
+LAST = "last"
+_HOW = 'name a folder of a run, an MLflow run id, "last", or a version such as "generator@3" or "generator@champion"'
 
 
 @contextmanager
@@ -29,7 +30,8 @@ def open_run(workspace: Workspace, reference: str | Path) -> Iterator[RunRecord]
 
     Args:
         workspace: whose store and family of models are meant.
-        reference: a workspace or its work folder; an MLflow run id; "ROLE@VERSION", "MODEL@VERSION", or an alias.
+        reference: a workspace or its work folder; an MLflow run id, or "last"; "ROLE@VERSION", "MODEL@VERSION", or an
+            alias.
 
     Raises:
         ReportError: there is no such run, or it kept no evidence.
@@ -38,41 +40,84 @@ def open_run(workspace: Workspace, reference: str | Path) -> Iterator[RunRecord]
         yield read_record(Path(reference), title=_folder_name(Path(reference)))
         return
     text = str(reference)
-    if not workspace.has_store:
-        raise ReportError(
-            f"{text}: no such folder, and there is no store of runs at {workspace.mlruns}\nremedy: {_HOW}"
-        )
-    from mlflow import MlflowClient
-
-    client = MlflowClient(tracking_uri=workspace.tracking_uri, registry_uri=workspace.tracking_uri)
-    run_id = _run_id(client, workspace, text)
+    client = open_client(workspace, text)
+    run_id = run_of(client, workspace, text)
     with TemporaryDirectory(prefix="perfusion-compare-") as scratch:
         yield read_record(_artifacts(client, run_id, Path(scratch)), title=_title(client, text, run_id))
 
 
-def _run_id(client: MlflowClient, workspace: Workspace, text: str) -> str:
-    """The flow's own run: a nested run, or the run a version was logged by, leads to it."""
+def open_client(workspace: Workspace, reference: str) -> MlflowClient:
+    """The store's client.
+
+    Raises:
+        ReportError: there is no store yet, so that `reference` can lead nowhere.
+    """
+    if not workspace.has_store:
+        raise ReportError(
+            f"{reference}: no such folder, and there is no store of runs at {workspace.mlruns}\nremedy: {_HOW}"
+        )
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=workspace.tracking_uri, registry_uri=workspace.tracking_uri)
+
+
+def run_of(client: MlflowClient, workspace: Workspace, reference: str) -> str:
+    """The flow's own run: a nested run, or the run a version was logged by, leads to it; "last" is the latest.
+
+    Raises:
+        ReportError: there is no such run or version.
+    """
     from mlflow.exceptions import MlflowException
 
+    if reference == LAST:
+        return _last(client, workspace)
     try:
-        matched = _VERSION.fullmatch(text)
-        run_id = _run_of_version(client, workspace, matched["model"], matched["version"]) if matched else text
-        run = client.get_run(run_id)
+        named = version_of(client, workspace, reference)
+        run = client.get_run(_maker(client, *named) if named is not None else reference)
     except MlflowException as error:
-        raise ReportError(f"{text}: no such run or version ({error.message})\nremedy: {_HOW}") from None
+        raise ReportError(f"{reference}: no such run or version ({error.message})\nremedy: {_HOW}") from None
     return str(run.data.tags.get(_PARENT, run.info.run_id))
 
 
-def _run_of_version(client: MlflowClient, workspace: Workspace, model: str, version: str) -> str:
-    family = workspace.params().name
-    name = f"{family}-{model}" if model in ("reward", "generator") else model
-    if version.isdigit():
-        found = client.get_model_version(name, version)
-    else:
-        found = client.get_model_version_by_alias(name, version)
-    if not found.run_id:
+def version_of(client: MlflowClient, workspace: Workspace, reference: str) -> tuple[str, int] | None:
+    """Registered name and version of "ROLE@VERSION", "MODEL@VERSION" or an alias; None when it names no version.
+
+    Raises:
+        ReportError: there is no such version.
+    """
+    from mlflow.exceptions import MlflowException
+
+    if (matched := _VERSION.fullmatch(reference)) is None:
+        return None
+    model, version = matched["model"], matched["version"]
+    name = f"{workspace.params().name}-{model}" if model in ("reward", "generator") else model
+    try:
+        if version.isdigit():
+            found = client.get_model_version(name, version)
+        else:
+            found = client.get_model_version_by_alias(name, version)
+    except MlflowException as error:
+        raise ReportError(f"{reference}: no such run or version ({error.message})\nremedy: {_HOW}") from None
+    return name, int(found.version)
+
+
+def _maker(client: MlflowClient, name: str, version: int) -> str:
+    run_id = client.get_model_version(name, str(version)).run_id
+    if not run_id:
         raise ReportError(f"{name} version {version}: no run is known to have made it\nremedy: {_HOW}")
-    return str(found.run_id)
+    return str(run_id)
+
+
+def _last(client: MlflowClient, workspace: Workspace) -> str:
+    """The latest run of the retraining flow."""
+    experiment = client.get_experiment_by_name(workspace.params().name)
+    runs = client.search_runs(
+        [experiment.experiment_id] if experiment is not None else [], "tags.`prefect.flow` = 'retrain'", max_results=1,
+        order_by=["attributes.start_time DESC"],
+    )  # fmt: skip
+    if not runs:
+        raise ReportError(f"{LAST}: no retraining was ever recorded here\nremedy: `perfusion retrain` makes one")
+    return str(runs[0].info.run_id)
 
 
 def _artifacts(client: MlflowClient, run_id: str, scratch: Path) -> Path:

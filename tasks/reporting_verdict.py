@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+from perfusion.governance.meanings import meaning
 from tasks.reporting_charts import Axis, Reference, axis_for
 from tasks.reporting_record import Figure, RunRecord, figure
 from tasks.reporting_words import GATES, humane, interval, metric_name, number, percent, signed, split_reason
@@ -14,31 +15,6 @@ __all__ = ["tiles_view", "verdict_view"]
 
 View = dict[str, Any]
 SHOWN_REASONS = 3
-
-#: gate -> words of a check -> what it means when the check does not pass.
-MEANINGS = {
-    "data": {
-        "schema": "The data lack a feature that the last accepted data had.",
-        "valid group records": "There are too few records to train on.",
-        "quarantined share": "Too many records are broken.",
-        "coverage": "A feature is empty for too many merchants.",
-        "drift": "The data look different from those that were accepted last.",
-    },
-    "reward": {
-        "cold-start": "Merchants without history would be served worse than before.",
-        "wrong user": "Another merchant's features predict the picks as well: whose taste is whose was not learned.",
-        "MAP gain": "Knowing the merchant does not help enough to predict what is picked.",
-    },
-    "load": {"": "The saved model is not the one that was evaluated."},
-    "promotion": {
-        "minus a wrong user": "Drawing for somebody else costs nothing: the pictures are not personal.",
-        "in standard deviations": "Pictures lost too much by a judge of general quality, or for one kind of merchant.",
-        "minus base": "The pictures please no more than those of the base model.",
-        "reward model's MAP": "The reward model ranks picks worse than the one that serves.",
-        "minus champion": "The model does not beat the one that serves.",
-        "": "A check of the gate stayed open.",
-    },
-}
 
 
 def verdict_view(record: RunRecord) -> View:
@@ -82,16 +58,11 @@ def _refusal(record: RunRecord, gate: str) -> View:
     decision = record.gates[gate]
     reasons = [split_reason(reason) for reason in decision["reasons"]]
     shut = [text for verdict, text in reasons if verdict == decision["verdict"]]
-    meanings = list(dict.fromkeys(_meaning(gate, text) for text in shut))
+    meanings = list(dict.fromkeys(meaning(gate, text).otherwise for text in shut))
     said = "" if decision["verdict"] == "fail" else "With this much data it cannot be ruled out: "
     shown = [*(humane(text) for text in shut[:SHOWN_REASONS]), *_and_more(len(shut) - SHOWN_REASONS)]
     because = f"{said}{' '.join(meanings[:SHOWN_REASONS])} What served before goes on serving."
     return _verdict(decision["verdict"], "Not promoted", _closed_gate(gate, decision["verdict"]), because, shown)
-
-
-def _meaning(gate: str, reason: str) -> str:
-    """What a check that did not pass means for somebody who does not know its statistic."""
-    return next((meaning for words, meaning in MEANINGS.get(gate, {}).items() if words in reason), "")
 
 
 def _and_more(count: int) -> list[str]:

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -28,7 +28,7 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from perfusion.config import Params
-from perfusion.governance import lineage_record
+from perfusion.governance import Decision, lineage_record
 from tasks.livelog import LogTail
 from tasks.store import is_server
 from tasks.workspace import REPOSITORY, Workspace
@@ -154,11 +154,19 @@ class FlowRecord:
             self.client.log_batch(run.info.run_id, params=[*values, Param("seed", str(self.params.seed))])
         return self.runs[model]
 
-    def decision(self, gate: str, verdict: str, reasons: Iterable[str], statistics: Mapping[str, Any]) -> None:
-        """A gate's verdict with what it rests on."""
-        self.client.set_tag(self.run_id, f"gate.{gate}", verdict)
-        self.client.log_text(self.run_id, "\n".join([verdict, *reasons]) + "\n", f"gates/{gate}.txt")
-        self.log_metrics(self.run_id, {f"gate_{gate}/{name}": value for name, value in _numbers(statistics).items()})
+    def decision(self, decision: Decision, asked_in: str | None) -> None:
+        """A gate's verdict with what it rests on, for people as text and for tools as the whole record.
+
+        Args:
+            decision: of the gate.
+            asked_in: the run in which it was asked: this one, or an earlier one of the same models.
+        """
+        gate, record = decision.gate, {**decision.to_dict(), "run_id": asked_in}
+        self.client.set_tag(self.run_id, f"gate.{gate}", decision.verdict)
+        self.client.log_text(self.run_id, "\n".join([decision.verdict, *decision.reasons]) + "\n", f"gates/{gate}.txt")
+        self.client.log_text(self.run_id, json.dumps(record, indent=1, allow_nan=False), f"gates/{gate}.json")
+        numbers = _numbers(decision.statistics)
+        self.log_metrics(self.run_id, {f"gate_{gate}/{name}": value for name, value in numbers.items()})
 
     def origin(self, content_hash: str) -> None:
         """What `perfusion restore` needs, before any version of this run can be promoted.

@@ -198,6 +198,11 @@ class Workspace:
         return self.work / "studies"
 
     @property
+    def gate_trials(self) -> Path:
+        """What `perfusion benchmark gates` found."""
+        return self.work / "benchmarks" / "gates.json"
+
+    @property
     def lock(self) -> Path:
         return self.work / "run.lock"
 

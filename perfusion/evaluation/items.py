@@ -10,10 +10,12 @@ import pandas as pd
 from perfusion.errors import DataError
 from perfusion.seeding import derive_seed
 
-__all__ = ["ITEM", "choose_items", "with_slices"]
+__all__ = ["COLD_SPLITS", "ITEM", "choose_items", "with_slices"]
 
 #: What identifies an item.
 ITEM = ("user_id", "prompt", "seed")
+#: Splits of users nothing was learnt of: users held out entirely, and users under the record filter.
+COLD_SPLITS = ("cold", "few")
 _SEED_BITS = 31
 _MOST_VALUES = 12  # of a feature that makes slices
 

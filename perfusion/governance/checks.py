@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from perfusion.errors import GateError
-from perfusion.governance.decision import Check, at_most
+from perfusion.governance.decision import Check, Rule, Verdict, at_most
 from perfusion.statistics import Interval
 
 __all__ = ["above", "need_columns", "not_below", "same_numbers"]
@@ -19,21 +19,19 @@ __all__ = ["above", "need_columns", "not_below", "same_numbers"]
 def above(name: str, interval: Interval, bound: float = 0.0) -> Check:
     """Superiority: pass above the bound, fail at or under it, inconclusive when the interval straddles it."""
     if not interval.conclusive:
-        return _unknown(name, interval)
+        return _check(name, "inconclusive", _unknown(name, interval), interval, bound, "surely above")
     reason = f"{name} is {interval}, needs a lower bound above {bound:g}"
-    if interval.low > bound:
-        return Check(name, "pass", reason)
-    return Check(name, "fail" if interval.high <= bound else "inconclusive", reason)
+    verdict: Verdict = "pass" if interval.low > bound else "fail" if interval.high <= bound else "inconclusive"
+    return _check(name, verdict, reason, interval, bound, "surely above")
 
 
 def not_below(name: str, interval: Interval, margin: float) -> Check:
     """Non-inferiority: pass when the lower bound is above -margin, fail when the whole interval is below it."""
     if not interval.conclusive:
-        return _unknown(name, interval)
+        return _check(name, "inconclusive", _unknown(name, interval), interval, -margin, "surely not below")
     reason = f"{name} is {interval}, may be {margin:g} worse at most"
-    if interval.low >= -margin:
-        return Check(name, "pass", reason)
-    return Check(name, "fail" if interval.high < -margin else "inconclusive", reason)
+    verdict: Verdict = "pass" if interval.low >= -margin else "fail" if interval.high < -margin else "inconclusive"
+    return _check(name, verdict, reason, interval, -margin, "surely not below")
 
 
 def same_numbers(name: str, expected: ArrayLike, found: ArrayLike, tolerance: float) -> tuple[Check, float]:
@@ -55,6 +53,13 @@ def need_columns(table: pd.DataFrame, columns: Sequence[str], where: str) -> Non
         raise GateError(f"{where}: the table has no column {', '.join(missing)}; it has {', '.join(map(str, table))}")
 
 
-def _unknown(name: str, interval: Interval) -> Check:
+def _check(name: str, verdict: Verdict, reason: str, interval: Interval, bound: float, rule: Rule) -> Check:
+    """The check with the numbers of its interval; users without bounds are told too."""
+    return Check(
+        name, verdict, reason, interval.mean, interval.low, interval.high, bound, rule, users=interval.clusters
+    )
+
+
+def _unknown(name: str, interval: Interval) -> str:
     cause = "a score is missing or NaN" if math.isnan(interval.mean) else "too few users for an interval"
-    return Check(name, "inconclusive", f"{name}: {cause} ({interval.clusters} users, {interval.records} records)")
+    return f"{name}: {cause} ({interval.clusters} users, {interval.records} records)"

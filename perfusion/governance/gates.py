@@ -15,14 +15,15 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from perfusion.config import GatesConfig
+from perfusion.evaluation.items import COLD_SPLITS
 from perfusion.governance.checks import above, need_columns, not_below, same_numbers
 from perfusion.governance.decision import Check, Decision, at_least, decide
 from perfusion.statistics import paired_difference
 
 __all__ = ["load_gate", "reward_gate"]
 
-#: Slices of users that stand for cold start: users held out entirely, and users under the record filter.
-COLD_SPLITS = ("cold", "few")
+#: How a check names each of them.
+COLD_NAMES = {"cold": "held out entirely", "few": "with too few records"}
 
 
 def reward_gate(groups: pd.DataFrame, config: GatesConfig, seed: int = 0) -> Decision:
@@ -48,16 +49,24 @@ def reward_gate(groups: pd.DataFrame, config: GatesConfig, seed: int = 0) -> Dec
         "map": personal, "user_blind_map": blind, "relative_map_gain": relative, "map_gain": gain.to_dict(),
         "cold_map_gain": cold_gain.to_dict(), "groups": len(test), "cold_groups": len(cold),
     }  # fmt: skip
+    inputs = {"groups": len(test), "users": test["user_id"].nunique(), "cold_groups": len(cold),
+              "cold_users": cold["user_id"].nunique(), "seed": seed}  # fmt: skip
     checks = [
         at_least("relative MAP gain over tuned PickScore", relative, config.reward_min_relative_map_gain),
         above("MAP gain over tuned PickScore", gain),
         not_below("MAP gain of cold-start users", cold_gain, config.reward_cold_margin),
     ]
+    for split, words in COLD_NAMES.items():
+        part = cold[cold["split"] == split]
+        part_gain = paired_difference(part["ap_perfusion_rm"], part["ap_user_blind"], part["user_id"], **options)
+        statistics[f"{split}_map_gain"] = part_gain.to_dict()
+        if part_gain.clusters >= config.slice_min_users:
+            checks.append(not_below(f"MAP gain of cold-start users {words}", part_gain, config.reward_cold_margin))
     if "ap_wrong_user" in groups:
         right = paired_difference(test["ap_perfusion_rm"], test["ap_wrong_user"], test["user_id"], **options)
         statistics["right_minus_wrong_user_map"] = right.to_dict()
         checks.append(above("MAP of the right minus a wrong user's features", right))
-    return decide("reward", checks, statistics, config.model_dump())
+    return decide("reward", checks, statistics, config.model_dump(), inputs)
 
 
 def load_gate(
@@ -77,13 +86,14 @@ def load_gate(
     if reloaded is None:
         return decide("load", [], {}, config.model_dump())
     checks, differences = [], {}
+    inputs = {"outputs": {name: list(np.shape(value)) for name, value in evaluated.items()}}
     for name, value in evaluated.items():
         if name not in reloaded:
             checks.append(Check(name, "fail", f"{name}: the reloaded artifact gives no such output"))
             continue
         check, differences[name] = same_numbers(name, value, reloaded[name], config.load_tolerance)
         checks.append(check)
-    return decide("load", checks, {"largest_relative_difference": differences}, config.model_dump())
+    return decide("load", checks, {"largest_relative_difference": differences}, config.model_dump(), inputs)
 
 
 def _mean(values: pd.Series) -> float:

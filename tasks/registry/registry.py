@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import socket
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from tasks.registry.transitions import (
     ROLES,
     Evidence,
     Transition,
+    evidence_of,
     family_of,
     final_champions,
     pending_intent,
@@ -134,10 +135,16 @@ class Registry:
 
     def evidence_for(self, versions: Mapping[str, int]) -> Evidence | None:
         """The latest evidence recorded for exactly these versions."""
+        return self._latest(lambda recorded: recorded == dict(versions))
+
+    def latest_evidence(self, name: str, version: int) -> Evidence | None:
+        """The latest evidence recorded for a version, whatever its partner."""
+        return self._latest(lambda recorded: recorded.get(name) == version)
+
+    def _latest(self, wanted: Callable[[dict[str, int]], bool]) -> Evidence | None:
         for entry in reversed(self.ledger.entries()):
-            if entry.event == "evidence" and entry.body["versions"] == dict(versions):
-                decisions = tuple(Decision.from_dict(record) for record in entry.body["decisions"])
-                return Evidence(dict(versions), entry.body["expected"], decisions, entry.body.get("runs", {}))
+            if entry.event == "evidence" and wanted(entry.body["versions"]):
+                return evidence_of(entry)
         return None
 
     # -- writing -------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ __all__ = [
     "ROLES",
     "Evidence",
     "Transition",
+    "evidence_of",
     "family_of",
     "final_champions",
     "pending_intent",
@@ -67,6 +68,12 @@ class Transition:
     by: str
     decisions: tuple[Decision, ...] = ()
     files: dict[str, dict[str, str]] = field(default_factory=dict)
+
+
+def evidence_of(entry: Entry) -> Evidence:
+    """The evidence of an "evidence" entry."""
+    decisions = tuple(Decision.from_dict(record) for record in entry.body["decisions"])
+    return Evidence(entry.body["versions"], entry.body["expected"], decisions, entry.body.get("runs", {}))
 
 
 def family_of(name: str) -> str:

@@ -19,6 +19,7 @@ ROWS = (
     {"scorers"},
     {"evaluation"},
     {"governance", "studies"},
+    {"trials"},
 )
 ROW = {name: number for number, row in enumerate(ROWS) for name in row}
 MODULES = imports.modules()

@@ -8,6 +8,8 @@ import pytest
 
 from perfusion.errors import GateError
 from perfusion.governance import Check, Decision, at_least, at_most, decide
+from perfusion.governance.checks import above, not_below
+from perfusion.statistics import Interval
 
 
 def test_round_trip_through_strict_json():
@@ -45,6 +47,33 @@ def test_failures_come_first_and_carry_numbers():
 @pytest.mark.parametrize("check", [at_least, at_most])
 def test_missing_number_is_inconclusive(check, value):
     assert check("x", value, 1.0).verdict == "inconclusive"
+
+
+def test_checks_carry_their_numbers_structurally():
+    interval = Interval(0.04, 0.01, 0.07, 0.95, 417, 979)
+    gain = above("MAP gain", interval)
+    assert (gain.value, gain.low, gain.high, gain.bound, gain.users) == (0.04, 0.01, 0.07, 0.0, 417)
+    assert (gain.rule, not_below("x", interval, 0.02).bound) == ("surely above", -0.02)
+    missing = above("MAP gain", Interval(math.nan, math.nan, math.nan, 0.95, 3, 9))
+    assert (missing.verdict, missing.value, missing.low, missing.users) == ("inconclusive", None, None, 3)
+    slow = at_most("seconds", 2.5, 2.0, " s")
+    assert (slow.value, slow.bound, slow.rule, slow.unit, slow.verdict) == (2.5, 2.0, "at most", " s", "fail")
+    assert Check.from_dict(json.loads(json.dumps(gain.to_dict()))) == gain
+
+
+def test_checks_and_reasons_stand_in_one_order():
+    decision = decide("data", [at_least("a", 1, 0), at_least("b", None, 0), at_least("c", 0, 1)], {}, {}, {"rows": 3})
+    assert [check.name for check in decision.checks] == ["c", "b", "a"]
+    assert [f"{check.verdict}: {check.reason}" for check in decision.checks] == list(decision.reasons)
+    assert decision.judging(run="r").inputs == {"rows": 3, "run": "r"}
+
+
+def test_a_record_of_before_there_were_checks_is_read():
+    old = {"gate": "load", "verdict": "pass", "reasons": ["pass: fine"], "statistics": {}, "thresholds": {}}
+    decision = Decision.from_dict(old)
+    assert (decision.reasons, decision.checks, decision.inputs) == (("pass: fine",), (), {})
+    with pytest.raises(GateError, match="not a check"):
+        Decision.from_dict({**old, "checks": [{"name": "x"}]})
 
 
 def test_unknown_verdict_and_keys_are_refused():

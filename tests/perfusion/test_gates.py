@@ -10,8 +10,10 @@ import pytest
 from perfusion.config import GatesConfig
 from perfusion.errors import GateError
 from perfusion.governance import Decision, load_gate, promotion_gate, reward_gate
+from perfusion.governance.meanings import MEANINGS, meaning
 
 CONFIG = GatesConfig(resamples=500)
+COSTS = {"seconds_per_picture": 2.0, "memory_mib": 800.0}
 
 
 def groups(gain=0.1, users=60, cold_gain=None, seed=0, wrong=-0.05):
@@ -88,6 +90,18 @@ class TestRewardGate:
         assert decision.verdict == "fail"
         assert "cold-start" in decision.reasons[0]
 
+    def test_strangers_of_one_kind_are_judged_apart_where_there_are_enough(self):
+        table = groups(users=120)
+        cold = table["split"] == "cold"
+        few = cold & table["user_id"].isin([f"cold-user{k}" for k in range(60)])
+        table.loc[few, "split"] = "few"
+        table.loc[few, "ap_perfusion_rm"] -= 0.15
+        decision = reward_gate(table, CONFIG)
+        named = {check.name: check.verdict for check in decision.checks}
+        assert named["MAP gain of cold-start users with too few records"] == "fail"
+        assert named["MAP gain of cold-start users"] == "pass", "the others make up for them"
+        assert decision.inputs["cold_users"] == 120
+
     def test_gain_that_any_user_gives_fails(self):
         assert reward_gate(groups(gain=0.1, wrong=0.2), CONFIG).verdict == "fail"
 
@@ -149,17 +163,19 @@ class TestFirstPromotion:
 
 
 class TestPromotionAgainstAChampion:
-    def gate(self, challenger, champion, reward=0.0, **options):
+    def gate(self, challenger, champion, reward=0.0, cold_reward=0.0, **options):
         mine, theirs = groups(), groups()
-        mine["ap_perfusion_rm"] += reward
-        return promotion_gate(
-            challenger, champion, CONFIG, challenger_reward=mine, champion_reward=theirs, **options
-        )  # fmt: skip
+        mine["ap_perfusion_rm"] += np.where(mine["split"] == "test", reward, cold_reward)
+        cold = {"challenger_cold": challenger, "champion_cold": champion}
+        costs = {"costs": COSTS, "champion_costs": COSTS}
+        given = {"challenger_reward": mine, "champion_reward": theirs, **cold, **costs, **options}
+        return promotion_gate(challenger, champion, CONFIG, **given)
 
     def test_better_passes(self):
         decision = self.gate(pictures(gain=2.0), pictures(gain=1.0))
         assert decision.verdict == "pass", decision.reasons
         assert decision.statistics["slice_type=dress"]["clusters"] == 60
+        assert decision.inputs["items"] == 240
 
     def test_a_tie_fails(self):
         assert self.gate(pictures(), pictures()).verdict == "fail"
@@ -182,26 +198,50 @@ class TestPromotionAgainstAChampion:
     def test_a_worse_reward_model_fails(self):
         assert self.gate(pictures(gain=2.0), pictures(gain=1.0), reward=-0.1).verdict == "fail"
 
-    def test_other_items_are_inconclusive(self):
-        champion = pictures(gain=1.0)
-        champion["seed"] += 1
-        decision = self.gate(pictures(gain=2.0), champion)
-        assert decision.verdict == "inconclusive"
-        assert any("in one table only" in reason for reason in decision.reasons)
+    def test_a_reward_model_worse_for_strangers_alone_fails(self):
+        decision = self.gate(pictures(gain=2.0), pictures(gain=1.0), cold_reward=-0.1)
+        assert decision.verdict == "fail"
+        assert [check.name for check in decision.checks if check.verdict == "fail"] == [
+            "reward model's MAP of cold-start users minus the champion's"
+        ]
 
-    def test_a_lost_slice_fails(self):
+    def test_strangers_pictures_may_not_get_worse_and_must_be_there(self):
+        better, worse = pictures(gain=2.0), pictures(gain=-1.0)
+        decision = self.gate(better, pictures(gain=1.0), challenger_cold=worse)
+        assert decision.verdict == "fail"
+        assert all("on cold-start users" in c.name for c in decision.checks if c.verdict == "fail")
+        missing = self.gate(better, pictures(gain=1.0), challenger_cold=None)
+        assert missing.verdict == "inconclusive"
+        assert "cold-start users' pictures" in missing.checks[0].name
+        few = pictures(gain=2.0, users=10)
+        assert self.gate(better, pictures(gain=1.0), challenger_cold=few, champion_cold=few).verdict == "inconclusive"
+
+    @pytest.mark.parametrize("name", ["seconds_per_picture", "memory_mib"])
+    def test_costs_over_the_champions(self, name):
+        def gate(mine, theirs=COSTS):
+            return self.gate(pictures(gain=2.0), pictures(gain=1.0), costs=mine, champion_costs=theirs)
+
+        assert gate({**COSTS, name: 1.4 * COSTS[name]}).verdict == "pass"
+        slow = gate({**COSTS, name: 1.6 * COSTS[name]})
+        assert (slow.verdict, slow.checks[0].value) == ("fail", pytest.approx(1.6))
+        assert gate(COSTS, {key: value for key, value in COSTS.items() if key != name}).verdict == "inconclusive"
+        assert gate({key: value for key, value in COSTS.items() if key != name}).verdict == "inconclusive"
+        assert gate(COSTS, {**COSTS, name: 0.0}).verdict == "inconclusive"
+
+    def test_every_judge_watches_every_slice(self):
         challenger = pictures(gain=2.0)
         lost = (challenger["slice_type"] == "coat") & (challenger["arm"] == "perfusion")
-        challenger.loc[lost, "perfusion_rm"] -= 3
-        decision = self.gate(challenger, pictures(gain=1.0))
-        assert decision.verdict == "fail"
-        assert "slice_type=coat" in decision.reasons[0]
+        challenger.loc[lost, "champion_rm"] -= 3
+        failed = [c.name for c in self.gate(challenger, pictures(gain=1.0)).checks if c.verdict == "fail"]
+        assert failed == ["champion_rm on slice_type=coat, in standard deviations,"]
 
-    def test_several_pictures_of_an_item_are_averaged_and_nan_stays(self):
-        twice = pd.concat([pictures(gain=2.0), pictures(gain=2.0, seed=0)], ignore_index=True)
-        assert self.gate(twice, pictures(gain=1.0)).verdict == "pass"
-        twice.loc[twice["arm"] == "perfusion", "perfusion_rm"] = [math.nan] + [5.0] * (2 * 240 - 1)
-        assert self.gate(twice, pictures(gain=1.0)).verdict == "inconclusive"
+    def test_a_small_slice_is_named_and_not_judged(self):
+        challenger, champion = pictures(gain=2.0, users=70), pictures(gain=1.0, users=70)
+        for table in (challenger, champion):
+            table["slice_rare"] = np.where(table["user_id"].isin(["u1", "u2"]), "yes", "no")
+        decision = self.gate(challenger, champion)
+        assert decision.passed
+        assert decision.statistics["slices_not_judged"] == ["slice_rare=yes"]
 
 
 class TestLoadGate:
@@ -223,3 +263,32 @@ class TestLoadGate:
 
     def test_nothing_evaluated_is_inconclusive(self):
         assert load_gate({}, {"reward": self.scores}, CONFIG).verdict == "inconclusive"
+
+
+class TestWords:
+    """Every check that a gate makes says in plain words what it asks and what it means."""
+
+    def test_each_check_has_a_meaning_of_its_own(self):
+        promotion = TestPromotionAgainstAChampion()
+        budgets = CONFIG.model_copy(update={"max_memory_mib": 900.0, "max_seconds_per_picture": 3.0})
+        decisions = [
+            reward_gate(groups(), CONFIG),
+            promotion.gate(pictures(gain=2.0), pictures(gain=1.0)),
+            promotion.gate(pictures(gain=2.0), pictures(gain=1.0), challenger_cold=None),
+            promotion_gate(pictures(), None, budgets, costs=COSTS),
+            load_gate({"reward": [1.0]}, {"reward": [1.0]}, CONFIG),
+            load_gate({"reward": [1.0]}, None, CONFIG, "it is gone"),
+        ]
+        fallback = meaning("no gate", "")
+        for decision in decisions:
+            for check in decision.checks:
+                found = meaning(decision.gate, check.name)
+                assert found != fallback, check.name
+                assert found.asks.endswith("?")
+                assert found.otherwise.endswith(".")
+
+    def test_a_sentence_of_an_old_record_finds_the_same_meaning(self):
+        decision = TestPromotionAgainstAChampion().gate(pictures(), pictures())
+        for check in decision.checks:
+            assert meaning("promotion", check.reason) == meaning("promotion", check.name), check.name
+        assert set(MEANINGS) == {"data", "reward", "load", "promotion"}

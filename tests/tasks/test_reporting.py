@@ -16,13 +16,13 @@ import pytest
 
 from perfusion.governance.checks import above
 from perfusion.governance.decision import decide
+from perfusion.governance.meanings import MEANINGS
 from perfusion.statistics import Interval
 from tasks import reporting_artifacts
 from tasks.reporting import summary, write_report
 from tasks.reporting_charts import axis_for, curve_svg, panels
 from tasks.reporting_pictures import contact_sheet
 from tasks.reporting_record import Figure, ReportError, RunRecord, figure, read_record
-from tasks.reporting_verdict import MEANINGS
 from tasks.reporting_views import generator_view
 from tasks.reporting_words import GATES, humane, interval, number, percent, seconds, signed
 from tasks.workspace import Workspace, open_workspace
@@ -324,5 +324,4 @@ def test_artifacts_for_other_tools(workspace: Workspace) -> None:
     assert "- ✓ promotion gate: pass" in text
     rows = reporting_artifacts.data_table(told["data"])
     assert sum(row["records"] for row in rows) == 300
-    assert reporting_artifacts.gate_table(["fail: too few"]) == [{"": "✗", "verdict": "fail", "evidence": "too few"}]
     assert [row["stage"] for row in reporting_artifacts.seconds_table(told["seconds"])][-1] == "clip"
