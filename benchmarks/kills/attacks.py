@@ -17,8 +17,8 @@ from flows.retrain import STAGES
 
 __all__ = ["PATIENCE", "Mended", "Result", "Siege", "Told"]
 
-PATIENCE = 1800.0  # seconds that a run may take on a busy machine
-ENDS = 300.0  # seconds within which a run ends after a kill
+PATIENCE = 3600.0  # seconds that a run may take on a busy machine
+ENDS = 600.0  # seconds within which a run ends after a kill
 TRIES = 4
 
 Told = Callable[[str], None]

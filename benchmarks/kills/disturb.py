@@ -12,7 +12,7 @@ import sqlite3
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,8 +71,11 @@ def disturb(names: Sequence[str], root: Path, data: Path, tell: Told) -> Iterato
             what = DISTURBANCES[name]
             if what.on_small_disk and not mounted:
                 yield Disturbed(name, "not made: mounting a small disk needs root")
-            else:
+                continue
+            try:
                 yield _disturb(siege, name, what)
+            except (OSError, RuntimeError) as error:
+                yield Disturbed(name, f"not carried out: {error}", losses=("not carried out",))
 
 
 def _disturb(siege: Siege, name: str, what: Disturbance) -> Disturbed:
@@ -102,7 +105,7 @@ def _nothing(siege: Siege, run: FlowRun) -> None:
 def _lock_store(siege: Siege, run: FlowRun) -> None:
     """Hold MLflow's database for a minute, so that nobody else reads or writes it."""
     await_step(run, "reward", PATIENCE)
-    with sqlite3.connect(siege.place.workspace.mlruns / "mlflow.db", timeout=60) as database:
+    with closing(sqlite3.connect(siege.place.workspace.mlruns / "mlflow.db", timeout=60)) as database:
         database.execute("BEGIN EXCLUSIVE")
         run.wait(AWAY)
         database.rollback()
@@ -150,7 +153,7 @@ DISTURBANCES = {
 @contextmanager
 def _small_disk(root: Path) -> Iterator[bool]:
     """A disk in memory mounted at `root`; yields whether that was possible, otherwise `root` is a plain folder."""
-    root.mkdir(parents=True)
+    root.mkdir(parents=True, exist_ok=True)
     mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(root)]
     mounted = os.geteuid() == 0 and subprocess.run(mount, capture_output=True).returncode == 0
     try:

@@ -18,7 +18,7 @@ from tasks.workspace import REPOSITORY
 def main(places: list[str], any_disk: bool) -> int:
     """Run the flow to its end; 0 unless it failed."""
     quieten(REPOSITORY)
-    server.PATIENCE = 600.0  # several runs at a time on a busy machine
+    server.PATIENCE = 3600.0  # several runs at a time on a busy machine
     ready = server.start_server()
     from flows import retrain as module
     from perfusion.governance import Decision

@@ -11,13 +11,14 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import psutil
 
 from benchmarks.kills.place import Place
 from flows.retrain import STAGES
-from tasks.process import stop_group
+from tasks.process import die_with_parent, stop_group
 from tasks.workspace import REPOSITORY
 
 __all__ = ["STEPS", "FlowRun", "Spans", "await_step", "begin", "strike", "watch"]
@@ -127,7 +128,7 @@ def begin(place: Place, server: str | None = None, any_disk: bool = False) -> Fl
     with open(log, "wb") as file:
         process = subprocess.Popen(
             command, cwd=REPOSITORY, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
-            start_new_session=True,
+            start_new_session=True, preexec_fn=partial(die_with_parent, os.getpid()),
         )  # fmt: skip
     return FlowRun(process, mark, log)
 

@@ -18,7 +18,7 @@ from tasks.workspace import REPOSITORY
 
 __all__ = ["Server"]
 
-PATIENCE = 600.0
+PATIENCE = 3600.0
 
 
 class Server:
