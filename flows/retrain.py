@@ -10,6 +10,7 @@ what judges (gates) is never cached. A closed gate ends the flow as a visible, e
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import time
@@ -42,8 +43,8 @@ from tasks.dvc_push import PushError, push_outputs
 from tasks.reporting_gates import gate_rows
 from tasks.reporting_words import GATES
 from tasks.run_stage import StageResult, require_disk, run_stage
-from tasks.tracking import FlowRecord, Progress, flow_record
-from tasks.unchanged import Unchanged
+from tasks.tracking import FlowRecord, Progress, flow_record, store_failure
+from tasks.unchanged import Unchanged, recorded_outs
 from tasks.workspace import Workspace, prepare_workspace
 
 __all__ = ["STAGES", "Outcome", "numbers", "retrain"]
@@ -151,8 +152,10 @@ def retrain(
                 require_disk(workspace)
                 publishing.require_shared_store(workspace)
                 outcome = _recorded(workspace, began, push)
-        except PerFusionError as error:
-            outcome = Outcome("failed", (str(error),), seconds=time.monotonic() - began)
+        except Exception as error:
+            if (reason := _reason(error)) is None:
+                raise
+            outcome = Outcome("failed", (reason,), seconds=time.monotonic() - began)
         return outcome.state()
 
 
@@ -230,10 +233,21 @@ def _explained(function: Callable[..., State[Any]]) -> Callable[..., State[Any]]
     def explained(*arguments: Any) -> State[Any]:
         try:
             return function(*arguments)
-        except PerFusionError as error:
-            return Failed(message=str(error))
+        except Exception as error:
+            if (reason := _reason(error)) is None:
+                raise
+            return Failed(message=reason)
 
     return explained
+
+
+def _reason(error: Exception) -> str | None:
+    """What an error says to whoever can do something about it; None where it is a defect."""
+    if isinstance(error, PerFusionError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{error.filename or 'the disk'}: {error.strerror}\nremedy: free some space and run again"
+    return store_failure(error)
 
 
 @task(name="data", cache_policy=NO_CACHE)
@@ -267,8 +281,12 @@ def bring_up_to_date(run: _Run, stage: str) -> State[Any]:
 def _through_dvc(run: _Run, stage: str) -> StageResult:
     """Have DVC run a stage, or skip it after all, and follow its log."""
     run.unchanged.forget()
+    before = recorded_outs(run.workspace, stage)
     with run.record.following(stage, _progress(stage)):
-        return run_stage(run.workspace, stage, get_run_logger().info, threads=run.params.threads)
+        result = run_stage(run.workspace, stage, get_run_logger().info, threads=run.params.threads)
+    if before is not None and recorded_outs(run.workspace, stage) == before:
+        run.unchanged.ask_again()  # the same bytes as before: what follows may be cached
+    return result
 
 
 @task(cache_policy=NO_CACHE)

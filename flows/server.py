@@ -13,6 +13,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from perfusion.errors import PerFusionError
@@ -37,7 +38,7 @@ def start_server() -> Callable[[], None]:
     api = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
     process = subprocess.Popen(
         [sys.executable, "-m", "flows.server", str(listener.fileno())], pass_fds=[listener.fileno()],
-        start_new_session=True, preexec_fn=die_with_parent,
+        start_new_session=True, preexec_fn=partial(die_with_parent, os.getpid()),
     )  # fmt: skip
     listener.close()  # the server's alone now: when it ends, whoever waits is told
     atexit.register(stop_group, process)  # before Prefect registers what it still has to send

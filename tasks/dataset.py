@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def _has_remote(home: Path) -> bool:
 def _run(command: list[str], home: Path, tell: Callable[[str], None]) -> int:
     process = subprocess.Popen(
         command, cwd=home, env={**os.environ, **cpu_environment(1)}, text=True, errors="replace",
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=die_with_parent,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=partial(die_with_parent, os.getpid()),
     )  # fmt: skip
     with process:
         assert process.stdout is not None

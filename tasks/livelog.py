@@ -9,6 +9,7 @@ Lines are of four kinds, told apart by a key:
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -52,11 +53,19 @@ class LiveLog:
 
 
 def append_record(path: Path, **record: Any) -> None:
-    """Append one line in one write."""
+    """Append one line in one write.
+
+    Raises:
+        OSError: there is no space for all of it; then nothing of it is left.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    line = _line({**record, "time": round(time.time(), 3)}).encode()
     file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        os.write(file, _line({**record, "time": round(time.time(), 3)}).encode())
+        written = os.write(file, line)
+        if written < len(line):
+            os.ftruncate(file, os.fstat(file).st_size - written)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     finally:
         os.close(file)
 
@@ -86,8 +95,9 @@ class LogTail:
 
 
 def read_log(path: Path) -> list[Record]:
-    """All records of a log; none when there is no log."""
-    return list(_records(path.read_text())) if path.exists() else []
+    """All records of a log; none when there is no log. A last line that a kill has torn is no record."""
+    text = path.read_text() if path.exists() else ""
+    return list(_records(text[: text.rfind("\n") + 1]))
 
 
 def _records(text: str) -> Iterator[Record]:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 __all__ = ["cpu_environment", "die_with_parent", "group", "stop_group", "stop_running"]
@@ -19,15 +20,31 @@ _PR_SET_PDEATHSIG = 1
 _running: set[subprocess.Popen[str]] = set()
 
 
-def die_with_parent() -> None:
+def die_with_parent(parent: int | None = None) -> None:
     """Ask the kernel to kill this process when its parent ends, however it ends; does nothing outside Linux.
 
-    Killing `dvc` alone would otherwise leave a trainer running, and the next run would start a second writer.
+    Killing `dvc` alone would otherwise leave a trainer running, and the next run would start a second writer. The
+    kernel tells of a parent that ends from now on; where it ended before, this process ends here.
+
+    Args:
+        parent: process id of whoever started this process, where that is known. Otherwise a parent outside this
+            process's session is taken for a stranger that adopted it, unless this process leads the session.
     """
     if not sys.platform.startswith("linux"):
         return
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    if _adopted() if parent is None else os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _adopted() -> bool:
+    """Whether a stranger is this process's parent: the one that started it has ended."""
+    session = os.getsid(0)
+    try:
+        return session != os.getpid() and os.getsid(os.getppid()) != session
+    except ProcessLookupError:  # ended between the two questions
+        return True
 
 
 @contextmanager
@@ -38,8 +55,9 @@ def group(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[s
         command: program and arguments.
         options: of `subprocess.Popen`; its output is text.
     """
+    dies = partial(die_with_parent, os.getpid())
     process = subprocess.Popen(
-        command, text=True, errors="replace", start_new_session=True, preexec_fn=die_with_parent, **options
+        command, text=True, errors="replace", start_new_session=True, preexec_fn=dies, **options
     )  # fmt: skip
     _running.add(process)
     try:

@@ -82,6 +82,7 @@ def forget_unreached(workspace: Workspace, reached: Collection[str]) -> None:
 def register(workspace: Workspace, params: Params, record: FlowRecord) -> Registered:
     """Find the versions of the registry made from exactly these models, or make them, as challengers."""
     registry = open_registry(workspace.tracking_uri, workspace.mlruns)
+    registry.recover()  # else a promotion that a crash cut in the middle would show a champion of two halves
     made = _made_from(workspace)
     names = {role: f"{params.name}-{role}" for role in ("reward", "generator")}
     found = {name: _version_of(registry, name, made[role]) for role, name in names.items()}

@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 LEAST_FREE_MIB = 2048  # a cold run on the sample leaves 1.3 GB: its outputs, and as much again in the DVC cache
+SCARCE_MIB = 64  # with less than this left, a stage that died without a word has most likely found the disk full
 LOCK_ATTEMPTS = 5
 _UNCHANGED = re.compile(r"^Stage '.*' (didn't change, skipping|is cached - skipping run)")
 _LOCKED = re.compile(r"Unable to acquire lock")
@@ -152,4 +153,7 @@ def _failure(workspace: Workspace, stage: str, since: float, lines: list[str]) -
         return StageError(f"stage {stage}: {kind}{error['message']}", bool(error["expected"]))
     tail = "\n".join([line for line in lines if not _CHATTER.match(line)][-12:]) or "(no output)"
     busy = any("is busy" in line or is_locked(line) for line in lines)
+    free = shutil.disk_usage(workspace.root).free // 2**20
+    if free < SCARCE_MIB:
+        tail += f"\nremedy: only {free} MiB are free on the disk of {workspace.root}; free some space and run again"
     return StageError(f"stage {stage} failed without a word of its own; the end of its output:\n{tail}", busy)

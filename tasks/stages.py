@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -208,9 +209,9 @@ def main(arguments: list[str] | None = None) -> int:
 def explain(workspace: Workspace, stage: str, error: Exception, debug: bool) -> int:
     """Tell why a stage failed, on the screen and as the last line of its log."""
     expected = isinstance(error, PerFusionError)
-    append_record(
-        workspace.log(stage), error=type(error).__name__, message=str(error) or repr(error), expected=expected
-    )  # fmt: skip
+    told = {"error": type(error).__name__, "message": str(error) or repr(error), "expected": expected}
+    with suppress(OSError):  # on a full disk the log takes no more; the screen does
+        append_record(workspace.log(stage), **told)
     if debug or not expected:
         traceback.print_exception(error)
     print(f"{stage}: {error}", file=sys.stderr, flush=True)

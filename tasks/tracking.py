@@ -24,6 +24,7 @@ import mlflow
 import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
@@ -33,7 +34,7 @@ from tasks.livelog import LogTail
 from tasks.store import is_server
 from tasks.workspace import REPOSITORY, Workspace
 
-__all__ = ["FlowRecord", "experiment_of", "flow_record", "metric_key", "open_store", "source_state"]
+__all__ = ["FlowRecord", "experiment_of", "flow_record", "metric_key", "open_store", "source_state", "store_failure"]
 
 BATCH = 900  # MLflow takes at most 1000 metrics at once
 POLL_SECONDS = 1.0
@@ -50,11 +51,23 @@ def open_store(workspace: Workspace) -> MlflowClient:
     return MlflowClient(tracking_uri=workspace.tracking_uri, registry_uri=workspace.tracking_uri)
 
 
+def store_failure(error: Exception) -> str | None:
+    """What to tell of an error that means that the store cannot be used now; None for any other error."""
+    if not isinstance(error, MlflowException) or error.error_code != "TEMPORARILY_UNAVAILABLE":
+        return None
+    return (
+        f"MLflow's store cannot be used: {error.message.strip().splitlines()[0]}\n"
+        "remedy: see that its database is there, that its disk has space and that nobody holds a lock on it; then run "
+        "again, what has finished is kept"
+    )
+
+
 @contextmanager
 def flow_record(workspace: Workspace, params: Params, tags: Mapping[str, str]) -> Iterator[FlowRecord]:
     """The MLflow run of one flow run, with system metrics; ends FAILED when the block raises."""
     client = open_store(workspace)
     experiment = experiment_of(client, workspace, params.name)
+    _close_forsaken(client, experiment, workspace)
     source = source_state(REPOSITORY)
     run = client.create_run(
         experiment,
@@ -82,6 +95,15 @@ def flow_record(workspace: Workspace, params: Params, tags: Mapping[str, str]) -
         record.end("FINISHED")
     finally:
         monitor.finish()
+
+
+def _close_forsaken(client: MlflowClient, experiment: str, workspace: Workspace) -> None:
+    """End the runs that a killed process left open: whoever holds the workspace knows that nobody writes them now."""
+    running = client.search_runs([experiment], "attributes.status = 'RUNNING'")
+    own = {run.info.run_id for run in running if run.data.tags.get("workspace") == str(workspace.root)}
+    for run in running:
+        if {run.info.run_id, run.data.tags.get(MLFLOW_PARENT_RUN_ID)} & own:
+            client.set_terminated(run.info.run_id, "KILLED")
 
 
 class FlowRecord:

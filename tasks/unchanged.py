@@ -8,11 +8,13 @@ import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import yaml
+
 from tasks.process import group
 from tasks.run_stage import LOCK_ATTEMPTS, StageError, is_locked, stage_environment
 from tasks.workspace import Workspace
 
-__all__ = ["Unchanged", "unchanged_stages"]
+__all__ = ["Unchanged", "recorded_outs", "unchanged_stages"]
 
 
 class Unchanged:
@@ -22,11 +24,15 @@ class Unchanged:
     """
 
     def __init__(self, workspace: Workspace, stages: tuple[str, ...]) -> None:
+        self._workspace, self._stages = workspace, stages
         self._answer: Future[frozenset[str]] | None = None
         if workspace.data.is_dir():  # else everything has yet to be made, and DVC is needed to fetch the data
-            asking = ThreadPoolExecutor(1, thread_name_prefix="dvc-status")
-            self._answer = asking.submit(unchanged_stages, workspace, stages)
-            asking.shutdown(wait=False)
+            self._ask()
+
+    def _ask(self) -> None:
+        asking = ThreadPoolExecutor(1, thread_name_prefix="dvc-status")
+        self._answer = asking.submit(unchanged_stages, self._workspace, self._stages)
+        asking.shutdown(wait=False)
 
     def __contains__(self, stage: str) -> bool:
         """Whether nothing has run since DVC was asked and the stage was unchanged then; waits for the answer.
@@ -40,6 +46,10 @@ class Unchanged:
     def forget(self) -> None:
         """A stage is about to run."""
         self._answer = None
+
+    def ask_again(self) -> None:
+        """A stage has run and made what was there before: ask about all of them once more, instead of one by one."""
+        self._ask()
 
 
 def unchanged_stages(workspace: Workspace, stages: tuple[str, ...]) -> frozenset[str]:
@@ -62,3 +72,12 @@ def unchanged_stages(workspace: Workspace, stages: tuple[str, ...]) -> frozenset
             break
         time.sleep(1)  # another dvc of this workspace is at work
     raise StageError(f"`dvc status` could not tell which stages have changed:\n{errors.strip()}", is_locked(errors))
+
+
+def recorded_outs(workspace: Workspace, stage: str) -> dict[str, str] | None:
+    """DVC's hashes of a stage's outputs by path, as dvc.lock tells of its last run; None where it tells nothing."""
+    if not workspace.dvc_lock.exists():
+        return None
+    told = yaml.safe_load(workspace.dvc_lock.read_text())["stages"].get(stage)
+    metrics = {str(workspace.metrics(stage).relative_to(workspace.root))}  # hold times, and no stage reads them
+    return {out["path"]: str(out["md5"]) for out in told["outs"] if out["path"] not in metrics} if told else None

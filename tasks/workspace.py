@@ -25,6 +25,7 @@ import yaml
 from perfusion.checkpoint import atomic_write
 from perfusion.config import Params, load_params
 from perfusion.errors import ConfigError, DataError, PerFusionError
+from tasks.mending import mend_dvc, remove_parts
 from tasks.store import is_server, tracking_uri
 
 __all__ = [
@@ -242,6 +243,8 @@ class Workspace:
         try:
             note = {"pid": os.getpid(), "since": datetime.now(UTC).isoformat(timespec="seconds")}
             atomic_write(owner, json.dumps(note).encode())
+            mend_dvc(self.root)
+            remove_parts(self.work)
             yield
         finally:
             owner.unlink(missing_ok=True)
@@ -332,14 +335,23 @@ def write_if_changed(path: Path, content: bytes) -> None:
 
 
 def init_dvc(folder: Path) -> None:
-    """Make `folder` a DVC project without git whose cache is the repository's."""
+    """Make `folder` a DVC project without git whose cache is the repository's: whole or not at all.
+
+    It is made beside the folder, because DVC writes the cache's place relative to the project's.
+    """
     dvc = [sys.executable, "-m", "dvc"]
-    done = subprocess.run([*dvc, "init", "--no-scm", "--quiet"], cwd=folder, capture_output=True, text=True)
-    if done.returncode == 0 and (REPOSITORY / ".dvc").is_dir() and folder.is_relative_to(REPOSITORY):
-        cache = REPOSITORY / ".dvc" / "cache"
-        done = subprocess.run(
-            [*dvc, "cache", "dir", "--local", str(cache)], cwd=folder, capture_output=True, text=True
-        )  # fmt: skip
-    if done.returncode != 0:
-        shutil.rmtree(folder / ".dvc", ignore_errors=True)
-        raise ConfigError(f"{folder}: could not be made a DVC project:\n{done.stderr.strip()}")
+    made = folder.with_name(f".{folder.name}.dvc.part")
+    shutil.rmtree(made, ignore_errors=True)
+    made.mkdir()
+    try:
+        done = subprocess.run([*dvc, "init", "--no-scm", "--quiet"], cwd=made, capture_output=True, text=True)
+        if done.returncode == 0 and (REPOSITORY / ".dvc").is_dir() and folder.is_relative_to(REPOSITORY):
+            cache = REPOSITORY / ".dvc" / "cache"
+            done = subprocess.run(
+                [*dvc, "cache", "dir", "--local", str(cache)], cwd=made, capture_output=True, text=True
+            )  # fmt: skip
+        if done.returncode != 0:
+            raise ConfigError(f"{folder}: could not be made a DVC project:\n{done.stderr.strip()}")
+        (made / ".dvc").rename(folder / ".dvc")
+    finally:
+        shutil.rmtree(made, ignore_errors=True)

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 
 from perfusion.errors import GateError
-from tasks.process import cpu_environment
+from tasks.process import cpu_environment, group
 
 __all__ = ["load_in_clean_process"]
 
@@ -62,14 +62,14 @@ def load_in_clean_process(
         probe.to_parquet(question)
         script = f"import mlflow; mlflow.set_tracking_uri({tracking_uri!r})\n{_SCRIPT}"
         arguments = [str(question), str(answer), model_uri, json.dumps(dict(params or {}))]
-        try:
-            done = subprocess.run(
-                [sys.executable, "-c", script, *arguments], cwd=folder, capture_output=True, text=True, timeout=timeout,
-                env={**os.environ, **cpu_environment(threads or torch.get_num_threads()), **QUIET},
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            raise GateError(f"{model_uri}: no answer from a clean process within {timeout:g} s") from None
-        if done.returncode != 0 or not answer.exists():
-            said = "\n  ".join(done.stderr.strip().splitlines()[-6:]) or "nothing"
-            raise GateError(f"{model_uri}: a clean process ended with status {done.returncode}; it said:\n  {said}")
+        environment = {**os.environ, **cpu_environment(threads or torch.get_num_threads()), **QUIET}
+        options = {"cwd": folder, "env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+        with group([sys.executable, "-c", script, *arguments], **options) as process:
+            try:
+                _, errors = process.communicate(timeout=timeout)
+            except subprocess.TimeoutExpired:
+                raise GateError(f"{model_uri}: no answer from a clean process within {timeout:g} s") from None
+        if process.returncode != 0 or not answer.exists():
+            said = "\n  ".join(errors.strip().splitlines()[-6:]) or "nothing"
+            raise GateError(f"{model_uri}: a clean process ended with status {process.returncode}; it said:\n  {said}")
         return pd.read_parquet(answer)

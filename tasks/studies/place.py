@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from perfusion.errors import DataError
+from tasks.mending import mend_dvc
 from tasks.studies.pipeline import PIPELINE, Stage, resolve
 from tasks.studies.plan import Plan, make_plan
 from tasks.workspace import (
@@ -72,6 +73,7 @@ def prepare_studies(workspace: Workspace, seeds: int) -> Studies:
     write_if_changed(root / ".dvcignore", (REPOSITORY / ".dvcignore").read_bytes())
     if not (root / ".dvc").is_dir():
         init_dvc(root)
+    mend_dvc(root)
     return Studies(workspace, open_workspace(root, workspace.mlruns), plan, resolve(plan.items))
 
 

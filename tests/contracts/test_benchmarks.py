@@ -1,4 +1,7 @@
-"""Benchmarks measure the library alone, and the training half of benchmarks/gpu.py runs on a bare machine."""
+"""Benchmarks of speed measure the library alone, and the training half of benchmarks/gpu.py runs on a bare machine.
+
+Those of operations run flows; each has a folder of its own below benchmarks/.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,26 @@ def test_a_log_of_another_run_or_without_a_state_is_begun_anew(file: Path, key: 
     LiveLog.begin(file, "key", {}).write(run="reward", step=10)
     LiveLog.begin(file, key, resumed)
     assert read_log(file) == [{"key": key}]
+
+
+def test_a_line_torn_by_a_kill_is_no_record(file: Path) -> None:
+    log = LiveLog.begin(file, "key", {})
+    log.write(run="reward", step=1)
+    with open(file, "ab") as torn:
+        torn.write(b'{"run": "reward", "st')
+    assert _steps(file) == [1]
+    LiveLog.begin(file, "key", {"reward": 1}).write(run="reward", step=2)
+    assert _steps(file) == [1, 2], "the stage that goes on drops the torn line"
+
+
+def test_a_line_for_which_there_is_no_space_leaves_nothing(file: Path) -> None:
+    LiveLog.begin(file, "key", {}).write(run="reward", step=1)
+    whole = file.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 9, limits[1]))
+    try:
+        with pytest.raises(OSError, match="No space left"):
+            append_record(file, run="reward", step=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert file.read_bytes() == whole

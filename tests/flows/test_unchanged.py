@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tasks.run_stage import StageError, run_stage
-from tasks.unchanged import Unchanged, unchanged_stages
+from tasks.unchanged import Unchanged, recorded_outs, unchanged_stages
 from tasks.workspace import Workspace, open_workspace
 
 STAGES = ("first", "second", "other")
@@ -55,6 +55,18 @@ def test_nothing_is_known_once_a_stage_runs(made: Workspace) -> None:
     assert "second" not in unchanged
     assert not run_stage(made, "second", lambda _: None).cached
     assert (made.root / "second").read_text() == "two"
+
+
+def test_dvc_is_asked_once_more_where_a_stage_made_the_same_as_before(made: Workspace) -> None:
+    unchanged, before = Unchanged(made, STAGES), recorded_outs(made, "first")
+    assert before is not None
+    assert set(before) == {"first"}
+    unchanged.forget()
+    run_stage(made, "first", lambda _: None, force=True)
+    assert recorded_outs(made, "first") == before
+    unchanged.ask_again()
+    assert {stage for stage in STAGES if stage in unchanged} == set(STAGES)
+    assert recorded_outs(made, "nobody") is None
 
 
 def test_a_workspace_without_data_has_nothing_unchanged(made: Workspace) -> None:

@@ -1,0 +1,82 @@
+"""A run is killed, and the next one goes on: the fast part of `python -m benchmarks.kills`."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from benchmarks.kills.check import fingerprint
+from benchmarks.kills.place import Place, make_place
+from benchmarks.kills.plan import OWN_STEPS, TARGETS, plan
+from benchmarks.kills.run import STEPS, await_step, begin
+from flows.retrain import STAGES
+from tasks.run_stage import run_stage
+from tasks.stage_run import content_hash
+from tasks.tracking import open_store
+
+PATIENCE = 600.0
+
+
+@pytest.fixture
+def place(marketplace: Path, tmp_path: Path) -> Place:
+    """Small models that learn from shuffled merchants, so that a run ends at the reward gate."""
+    return make_place(tmp_path / "place", marketplace, reward={"shuffle_users": True})
+
+
+@pytest.mark.slow
+def test_a_run_killed_while_it_trains_leaves_nobody_and_the_next_one_ends_with_the_same_bytes(place: Place) -> None:
+    workspace = place.workspace
+    killed = begin(place)
+    try:
+        await_step(killed, "reward", PATIENCE, "trainer")
+        _wait_until((workspace.state / "reward" / "reward.pt").exists)
+        killed.process.send_signal(signal.SIGKILL)
+        assert killed.wait(60)
+        assert killed.orphans() == []
+    finally:
+        killed.stop()
+    assert not workspace.reward.exists(), "nothing half-written under its final name"
+    assert set(fingerprint(workspace)) >= {"work/valid", "work/split", "work/backbones", "work/pickscore"}
+    assert place.outcome() == {}
+
+    following = begin(place)
+    try:
+        assert following.wait(PATIENCE)
+    finally:
+        following.stop()
+    assert place.outcome()["status"] == "refused", following.log.read_text()[-2000:]
+    (resumed,) = [told.split()[1] for told in following.resumed() if told.startswith("reward ")]
+    assert 0 < int(resumed.split("/")[0]) <= 40
+    client = open_store(workspace)
+    runs = client.search_runs([client.get_experiment_by_name("kills").experiment_id])
+    ends = Counter(run.info.status for run in runs if run.data.tags.get("prefect.flow"))
+    assert ends == {"KILLED": 1, "FINISHED": 1}, "the store knows which run was killed, and that it goes on no more"
+    assert not [run for run in runs if run.info.status == "RUNNING"]
+
+    taken_up = content_hash(workspace.reward)
+    place.forget("reward")
+    assert not run_stage(workspace, "reward", lambda line: None).cached
+    assert content_hash(workspace.reward) == taken_up, "uninterrupted, the same bytes"
+
+
+def test_a_plan_attacks_everything_before_it_attacks_anything_again() -> None:
+    attacks = plan(184, seed=0)
+    cells = Counter((attack.step, attack.target, attack.signal) for attack in attacks[:92])
+    assert {cell[:2] for cell in cells if cell[0] in STAGES} == {(stage, who) for stage in STAGES for who in TARGETS}
+    assert {cell[0] for cell in cells} == {*STAGES, *OWN_STEPS}
+    assert max(cells.values()) == max(OWN_STEPS.values())
+    assert {attack.step for attack in attacks} <= set(STEPS)
+    assert plan(92, seed=0) == attacks[:92]
+    assert plan(92, seed=1) != attacks[:92]
+
+
+def _wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
