@@ -1,4 +1,4 @@
-"""The retraining flow on a schedule. prefect.yaml says the same for a server with work pools."""
+"""Scheduled retrainings as a deployment. prefect.yaml says the same for a server with work pools."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLi
 from prefect.deployments.runner import RunnerDeployment
 from prefect.schedules import Cron
 
-from flows.retrain import retrain
+from flows.scheduled import scheduled
 from perfusion.errors import ConfigError
 
 __all__ = ["deployment", "serve"]
@@ -17,22 +17,21 @@ __all__ = ["deployment", "serve"]
 ONE_AT_A_TIME = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW)
 
 
-def deployment(cron: str, name: str, parameters: Mapping[str, str | None]) -> RunnerDeployment:
-    """A deployment of the retraining flow: at most one run at a time, a tick that meets a running one is cancelled.
+def deployment(cron: str, name: str, parameters: Mapping[str, str | bool]) -> RunnerDeployment:
+    """A deployment of scheduled retrainings: at most one run at a time, a tick that meets a running one is cancelled.
 
     Args:
         cron: minute hour day month weekday, in UTC.
         name: of the deployment.
-        parameters: of the flow: params, data, root.
+        parameters: of the flow `scheduled`.
 
     Raises:
         ConfigError: `cron` is no cron expression.
     """
-    given = {key: value for key, value in parameters.items() if value is not None}
     try:
         schedule = Cron(cron, timezone="UTC")
         return RunnerDeployment.from_flow(
-            retrain, name, schedule=schedule, parameters=given, concurrency_limit=ONE_AT_A_TIME
+            scheduled, name, schedule=schedule, parameters=dict(parameters), concurrency_limit=ONE_AT_A_TIME
         )
     except ValueError:
         raise ConfigError(
@@ -40,6 +39,6 @@ def deployment(cron: str, name: str, parameters: Mapping[str, str | None]) -> Ru
         ) from None
 
 
-def serve(cron: str, name: str, parameters: Mapping[str, str | None]) -> None:
+def serve(cron: str, name: str, parameters: Mapping[str, str | bool]) -> None:
     """Make the deployment and run what falls due, in processes started from here, until interrupted."""
     serve_deployments(deployment(cron, name, parameters), pause_on_shutdown=False)
