@@ -1,11 +1,15 @@
-"""Scheduled retrainings as a deployment. prefect.yaml says the same for a server with work pools."""
+"""Scheduled retrainings as a deployment. prefect.yaml says the same for a server with work pools.
+
+One run at a time is the flow's business, by a lock that goes away with its process. Prefect's concurrency limit of a
+deployment would do it too, but it is a lease: the run is stopped when the lease cannot be renewed while the server
+restarts, and where run and server die together, the place stays taken and every later tick is cancelled.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from prefect import serve as serve_deployments
-from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
 from prefect.deployments.runner import RunnerDeployment
 from prefect.schedules import Cron
 
@@ -14,11 +18,9 @@ from perfusion.errors import ConfigError
 
 __all__ = ["deployment", "serve"]
 
-ONE_AT_A_TIME = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW)
-
 
 def deployment(cron: str, name: str, parameters: Mapping[str, str | bool]) -> RunnerDeployment:
-    """A deployment of scheduled retrainings: at most one run at a time, a tick that meets a running one is cancelled.
+    """A deployment of scheduled retrainings.
 
     Args:
         cron: minute hour day month weekday, in UTC.
@@ -30,9 +32,7 @@ def deployment(cron: str, name: str, parameters: Mapping[str, str | bool]) -> Ru
     """
     try:
         schedule = Cron(cron, timezone="UTC")
-        return RunnerDeployment.from_flow(
-            scheduled, name, schedule=schedule, parameters=dict(parameters), concurrency_limit=ONE_AT_A_TIME
-        )
+        return RunnerDeployment.from_flow(scheduled, name, schedule=schedule, parameters=dict(parameters))
     except ValueError:
         raise ConfigError(
             f"--cron {cron!r}: not a cron expression; it has five fields, minute hour day month weekday: '0 3 * * *'"

@@ -1,4 +1,4 @@
-"""The place of scheduled runs: a worktree of a commit, over what the schedule keeps, with nothing of the user's in it."""
+"""The place of scheduled runs: a worktree of a commit, over what the schedule keeps, and nothing of the user in it."""
 
 from __future__ import annotations
 
@@ -136,7 +136,11 @@ def test_dvcs_cache_and_settings_are_the_checkouts(repository: Path, tmp_path: P
 
 def test_one_tick_at_a_time_and_the_second_is_told(repository: Path) -> None:
     place = SchedulePlace(repository, "nightly")
-    with place.held(), pytest.raises(WorkspaceBusyError, match="still going on"), SchedulePlace(repository, "nightly").held():
+    with (
+        place.held(),
+        pytest.raises(WorkspaceBusyError, match="still going on"),
+        SchedulePlace(repository, "nightly").held(),
+    ):
         pass
     with place.held():
         pass
