@@ -10,7 +10,7 @@ import typer
 
 from flows.cli_common import WorkspaceOption, find_workspace
 
-__all__ = ["COMMANDS", "retrain", "schedule", "stage"]
+__all__ = ["COMMANDS", "retrain", "schedule", "stage", "tick_parameters"]
 
 LOCAL_SERVER = "http://127.0.0.1:4200/api"
 ParamsOption = Annotated[
@@ -131,7 +131,7 @@ def schedule(
     """
     import os
 
-    parameters = _tick_parameters(name, branch, params, data, force)  # a mistake is told before Prefect is imported
+    parameters = tick_parameters(name, branch, params, data, force)  # a mistake is told before Prefect is imported
     _find_server()
     from flows.schedule import serve
     from flows.webhook import ADDRESS
@@ -141,7 +141,7 @@ def schedule(
     serve(cron, name, parameters)
 
 
-def _tick_parameters(
+def tick_parameters(
     name: str, branch: str | None, params: Path | None, data: Path | None, force: bool
 ) -> dict[str, str | bool]:  # fmt: skip
     """The parameters of the flow `scheduled`, as they hold wherever it runs.
@@ -154,13 +154,14 @@ def _tick_parameters(
     from tasks.workspace import REPOSITORY
     from tasks.worktree import SchedulePlace, commit_of, current_branch, params_text
 
-    given: dict[str, str | bool] = {"schedule": SchedulePlace(REPOSITORY, name).name}
-    given["branch"] = branch if branch is not None else current_branch(REPOSITORY)
-    commit = commit_of(REPOSITORY, str(given["branch"]))
+    branch = branch if branch is not None else current_branch(REPOSITORY)
+    commit = commit_of(REPOSITORY, branch)
+    given: dict[str, str | bool] = {"schedule": SchedulePlace(REPOSITORY, name).name, "branch": branch}
     if params is not None:
         file = params.resolve()
-        given["params"] = str(file.relative_to(REPOSITORY) if file.is_relative_to(REPOSITORY) else file)
-        params_text(REPOSITORY, commit, given["params"])
+        named = str(file.relative_to(REPOSITORY) if file.is_relative_to(REPOSITORY) else file)
+        params_text(REPOSITORY, commit, named)
+        given["params"] = named
     if data is not None:
         if not data.is_dir():
             raise DataError(f"{data}: no such dataset folder\nremedy: name one by --data FOLDER")

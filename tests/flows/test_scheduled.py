@@ -16,7 +16,9 @@ from prefect.client.schemas.objects import State
 
 from flows import scheduled as module
 from flows import webhook
+from flows.cli_run import tick_parameters
 from flows.outcome import Outcome
+from perfusion.errors import PerFusionError
 from perfusion.world.marketplace import write_marketplace
 from tasks.dataset import content_of
 from tasks.livelog import read_log
@@ -80,6 +82,26 @@ def commit(root: Path) -> None:
 
 def tick(**parameters: Any) -> State[Any]:
     return module.scheduled(schedule="nightly", **parameters, return_state=True)
+
+
+def test_the_command_line_gives_what_holds_wherever_a_tick_runs(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.workspace.REPOSITORY", repository)
+    monkeypatch.chdir(repository)
+    given = tick_parameters("nightly", None, Path("params/shop.yaml"), Path(".."), True)
+    folder = str(repository.parent)
+    assert given == {
+        "schedule": "nightly", "branch": "main", "params": "params/shop.yaml", "data": folder, "force": True
+    }  # fmt: skip
+    assert tick_parameters("x", "main", None, None, False) == {"schedule": "x", "branch": "main"}
+    for wrong, told in (
+        (("a/b", None, None, None), "not a name"), (("x", "gone", None, None), "no branch 'gone'"),
+        (("x", None, Path("params/mine.yaml"), None), "commit the file"),
+        (("x", None, None, tmp_path / "nowhere"), "no such dataset folder"),
+    ):  # fmt: skip
+        with pytest.raises(PerFusionError, match=told):
+            tick_parameters(*wrong, False)
 
 
 @pytest.mark.slow
