@@ -10,7 +10,7 @@ import typer
 
 from flows.cli_common import WorkspaceOption, find_workspace
 
-__all__ = ["COMMANDS", "retrain", "schedule", "stage"]
+__all__ = ["COMMANDS", "retrain", "schedule", "stage", "tick_parameters"]
 
 LOCAL_SERVER = "http://127.0.0.1:4200/api"
 ParamsOption = Annotated[
@@ -28,6 +28,9 @@ def retrain(
     push: Annotated[
         bool, typer.Option(help="Copy what serves at the end to DVC's default remote, where there is one.")
     ] = True,
+    mlruns: Annotated[
+        Path | None, typer.Option("--mlruns", help="Store of runs and models; mlruns/ of the repository otherwise.")
+    ] = None,
 ) -> None:
     """Run the whole DAG, from data to champion.
 
@@ -47,13 +50,13 @@ def retrain(
     from perfusion.errors import PerFusionError
     from tasks.workspace import prepare_workspace
 
-    prepare_workspace(params, data, workspace)  # a mistake in them is told before Prefect takes its seconds to start
+    prepare_workspace(params, data, workspace, mlruns)  # a mistake is told before Prefect takes its seconds to start
     ready = start_server()
     from flows.retrain import retrain as flow
 
     ready()
     end_promptly()
-    given = (str(path) if path is not None else None for path in (params, data, workspace))
+    given = (str(path) if path is not None else None for path in (params, data, workspace, mlruns))
     state = flow(*given, push=push, return_state=True)
     if state.is_failed() or state.is_crashed():
         raise PerFusionError(state.message or "the flow failed without a message")
@@ -93,26 +96,81 @@ def stage(
 
 def schedule(
     cron: Annotated[str, typer.Option("--cron", help="When, as minute hour day month weekday; in UTC.")],
-    params: ParamsOption = None,
-    data: DataOption = None,
-    workspace: WorkspaceOption = None,
-    name: Annotated[str, typer.Option("--name", help="The deployment's name in Prefect.")] = "scheduled",
+    params: Annotated[
+        Path | None, typer.Option("--params", "-p", help="Parameter file; the commit's, where it is the repository's.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", "-d", help="Dataset folder; the data that the commit pins otherwise.")
+    ] = None,
+    branch: Annotated[
+        str | None, typer.Option("--branch", help="Whose last commit is run; the branch checked out now otherwise.")
+    ] = None,
+    name: Annotated[str, typer.Option("--name", help="Of the deployment, and of its folder.")] = "scheduled",
+    webhook: Annotated[
+        str | None,
+        typer.Option(
+            "--webhook",
+            envvar="PERFUSION_WEBHOOK",
+            metavar="URL",
+            help="Told of runs that fail or are refused, in JSON.",
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Run also when neither code nor data are new.")] = False,
 ) -> None:
     """Retrain again and again by the clock, until interrupted.
 
-    A tick that meets a run still going on is cancelled. Prefect's server must be running (`make prefect`, or the one
-    that PREFECT_API_URL names); for a server with work pools and workers, deploy prefect.yaml instead.
+    Each run has a git worktree of its own, work/scheduled/NAME/checkout, made from the branch's last commit: what you
+    change here meanwhile does not reach it, and it does not touch what is here. The DVC cache and the store of models
+    are shared. A tick that meets a run still going on is cancelled; one that meets nothing new since the last run ends
+    at once, as NothingNew. Give the webhook's address by the environment: arguments can be seen by other users.
+
+    Prefect's server must be running (`make prefect`, or the one that PREFECT_API_URL names); for a server with work
+    pools and workers, deploy prefect.yaml instead.
 
     Examples:
 
       perfusion schedule --cron "0 3 * * *"
       perfusion schedule --cron "0 */6 * * 1-5" --params params/photos.yaml --data ../shop/marketplace
+      PERFUSION_WEBHOOK=https://chat.example/hooks/xyz perfusion schedule --cron "0 3 * * *" --branch main
     """
+    import os
+
+    parameters = tick_parameters(name, branch, params, data, force)  # a mistake is told before Prefect is imported
     _find_server()
     from flows.schedule import serve
+    from flows.webhook import ADDRESS
 
-    given = {"params": params, "data": data, "root": workspace}
-    serve(cron, name, {key: str(path.resolve()) if path is not None else None for key, path in given.items()})
+    if webhook is not None:
+        os.environ[ADDRESS] = webhook  # for the processes that run what falls due
+    serve(cron, name, parameters)
+
+
+def tick_parameters(
+    name: str, branch: str | None, params: Path | None, data: Path | None, force: bool
+) -> dict[str, str | bool]:  # fmt: skip
+    """The parameters of the flow `scheduled`, as they hold wherever it runs.
+
+    Raises:
+        ConfigError: the name is none, the branch or the parameter file is not there.
+        DataError: the dataset folder is not there.
+    """
+    from perfusion.errors import DataError
+    from tasks.workspace import REPOSITORY
+    from tasks.worktree import SchedulePlace, commit_of, current_branch, params_text
+
+    branch = branch if branch is not None else current_branch(REPOSITORY)
+    commit = commit_of(REPOSITORY, branch)
+    given: dict[str, str | bool] = {"schedule": SchedulePlace(REPOSITORY, name).name, "branch": branch}
+    if params is not None:
+        file = params.resolve()
+        named = str(file.relative_to(REPOSITORY) if file.is_relative_to(REPOSITORY) else file)
+        params_text(REPOSITORY, commit, named)
+        given["params"] = named
+    if data is not None:
+        if not data.is_dir():
+            raise DataError(f"{data}: no such dataset folder\nremedy: name one by --data FOLDER")
+        given["data"] = str(data.resolve())
+    return {**given, **({"force": True} if force else {})}
 
 
 def _find_server() -> None:

@@ -17,9 +17,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import copy_context
-from dataclasses import asdict, dataclass, field
 from functools import wraps
-from typing import Any, Literal
+from typing import Any
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import (
@@ -33,6 +32,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows.outcome import Outcome, Status
 from perfusion.checkpoint import atomic_write
 from perfusion.config import Params
 from perfusion.errors import PerFusionError
@@ -54,35 +54,6 @@ STAGES = (
     "validate", "split", "backbones", "pickscore", "reward", "evaluate-reward", "encode", "dpo", "sft", "generator",
     "evaluate-generator",
 )  # fmt: skip
-
-Status = Literal["promoted", "unchanged", "refused", "failed"]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a flow run ended.
-
-    Attributes:
-        status: "promoted"; "unchanged": the champion is this model already; "refused": a gate stayed closed; "failed".
-        reasons: why, one sentence each.
-        run_id: MLflow's run of the flow run, None when it ended before there was one.
-        versions: registered name -> version that this run made or met.
-        seconds: wall time of the flow.
-        cached: whether every stage was cached.
-    """
-
-    status: Status
-    reasons: tuple[str, ...]
-    run_id: str | None = None
-    versions: dict[str, int] = field(default_factory=dict)
-    seconds: float = 0.0
-    cached: bool = False
-
-    def state(self) -> State[Any]:
-        """The Prefect state that shows it."""
-        if self.status == "failed":
-            return Failed(message="\n".join(self.reasons))
-        return Completed(name=self.status.capitalize(), message="\n".join(self.reasons))
 
 
 class _Ended(Exception):
@@ -175,7 +146,7 @@ def _recorded(workspace: Workspace, began: float, push: bool) -> Outcome:
             ended.status, ended.reasons, record.run_id, run.versions, round(time.monotonic() - began, 1),
             bool(run.cached) and all(run.cached.values()),
         )  # fmt: skip
-        atomic_write(workspace.outcome, json.dumps(asdict(outcome), indent=2).encode())
+        atomic_write(workspace.outcome, outcome.to_json().encode())
         record.tags({"outcome": outcome.status, "outcome.reasons": "\n".join(outcome.reasons)})
         publish(run, outcome, return_state=True)
         if push and outcome.status in ("promoted", "unchanged"):  # the latter to catch up on a push that failed

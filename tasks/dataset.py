@@ -25,7 +25,7 @@ from perfusion.errors import DataError
 from tasks.process import cpu_environment, die_with_parent
 from tasks.workspace import REPOSITORY, Workspace
 
-__all__ = ["ensure_data"]
+__all__ = ["content_of", "ensure_data", "noted_content"]
 
 
 def ensure_data(workspace: Workspace, tell: Callable[[str], None]) -> str:
@@ -40,8 +40,21 @@ def ensure_data(workspace: Workspace, tell: Callable[[str], None]) -> str:
     """
     home = _home(workspace)
     meta = _meta(home / "data.dvc") if home is not None else {}
-    if not workspace.data.is_dir():
+    if not workspace.data.is_dir() or (home is not None and _fetching(home).exists()):
         _obtain(workspace, home, meta, tell)
+    found = content_of(workspace, tell)
+    pinned = meta.get("content_hash")
+    if pinned is not None and found != pinned:
+        raise DataError(
+            f"{workspace.data}: content hash {found} is not the {pinned} that data.dvc pins\n"
+            "remedy: to have the pinned data back, move the folder away and run again; to train on this data, name it: "
+            "make retrain DATA=folder, or put its hash into meta.content_hash of data.dvc"
+        )
+    return found
+
+
+def content_of(workspace: Workspace, tell: Callable[[str], None]) -> str:
+    """The canonical content hash of the workspace's dataset; computed where a file was touched since the last time."""
     found = _known_hash(workspace)
     if found is None:
         from perfusion.data import content_hash
@@ -50,13 +63,6 @@ def ensure_data(workspace: Workspace, tell: Callable[[str], None]) -> str:
         found = content_hash(workspace.data)
         note = {"content_hash": found, "files": _fingerprint(workspace.data)}
         atomic_write(workspace.verified_data, json.dumps(note).encode())
-    pinned = meta.get("content_hash")
-    if pinned is not None and found != pinned:
-        raise DataError(
-            f"{workspace.data}: content hash {found} is not the {pinned} that data.dvc pins\n"
-            "remedy: to have the pinned data back, move the folder away and run again; to train on this data, name it: "
-            "make retrain DATA=folder, or put its hash into meta.content_hash of data.dvc"
-        )
     return found
 
 
@@ -73,21 +79,52 @@ def _meta(data_dvc: Path) -> dict[str, Any]:
 
 
 def _obtain(workspace: Workspace, home: Path | None, meta: dict[str, Any], tell: Callable[[str], None]) -> None:
-    """Fetch the data from DVC's remote where there is one, else make it by the recorded command."""
+    """Take the data from DVC's cache or remote where it is there, else make it by the recorded command."""
     command = meta.get("command")
+    if home is not None:
+        verb = "checkout" if _is_cached(home) else "pull" if _has_remote(home) else None
+        if verb is not None and _fetch(verb, home, tell):
+            return
+        if workspace.data.is_dir():
+            raise DataError(
+                f"{workspace.data}: dvc was interrupted while it put the data here, and cannot finish it now\n"
+                f"remedy: move the folder away and run again; or, if it is whole, remove {_fetching(home)}"
+            )
     if home is None or command is None:
         raise DataError(
             f"{workspace.data}: no such folder, and nothing says how to make it\n"
             "remedy: name a dataset folder with DATA=folder, or make a sample: `perfusion data sample --out data`"
         )
-    if _has_remote(home) and _run([sys.executable, "-m", "dvc", "pull", "data.dvc"], home, tell) == 0:
-        return
     tell(f"making the sample dataset: {command}")
     program, *arguments = shlex.split(command)
     code = _run([str(Path(sys.executable).parent / program), *arguments], home, tell)
     if code != 0 or not workspace.data.is_dir():
         shutil.rmtree(home / "data", ignore_errors=True)
         raise DataError(f"`{command}` (meta.command of {home / 'data.dvc'}) ended with exit code {code}")
+
+
+def _fetch(verb: str, home: Path, tell: Callable[[str], None]) -> bool:
+    """Have DVC put the data in its place; whether it did. It writes file by file: a note stays until all are there."""
+    atomic_write(_fetching(home), b"dvc was putting data/ in its place; the next run lets it go on\n")
+    done = _run([sys.executable, "-m", "dvc", verb, "data.dvc"], home, tell) == 0
+    if done:
+        _fetching(home).unlink()
+    return done
+
+
+def _fetching(home: Path) -> Path:
+    return home / "work" / "state" / "data-incomplete"
+
+
+def _is_cached(home: Path) -> bool:
+    """Whether the version that data.dvc names is in DVC's cache, as after `dvc add data`."""
+    (out,) = yaml.safe_load((home / "data.dvc").read_text())["outs"]
+    if "md5" not in out:
+        return False
+    command = [sys.executable, "-m", "dvc", "cache", "dir"]
+    cache = subprocess.run(command, cwd=home, capture_output=True, text=True)
+    file = Path(cache.stdout.strip(), "files", "md5", out["md5"][:2], out["md5"][2:])
+    return cache.returncode == 0 and file.exists()
 
 
 def _has_remote(home: Path) -> bool:
@@ -106,6 +143,12 @@ def _run(command: list[str], home: Path, tell: Callable[[str], None]) -> int:
         for line in process.stdout:
             tell(line.rstrip())
     return process.returncode
+
+
+def noted_content(workspace: Workspace) -> str | None:
+    """The content hash with which the last run began; None where none came so far."""
+    file = workspace.verified_data
+    return str(json.loads(file.read_text())["content_hash"]) if file.exists() else None
 
 
 def _known_hash(workspace: Workspace) -> str | None:

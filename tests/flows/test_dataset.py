@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,6 +56,28 @@ def test_a_touched_file_is_hashed_again(tmp_path: Path) -> None:
     lines: list[str] = []
     assert ensure_data(workspace, lines.append) != before
     assert lines == [f"hashing the content of {workspace.data}"]
+
+
+@pytest.mark.slow
+def test_data_that_dvc_has_are_taken_from_its_cache(tmp_path: Path, sample: tuple[Path, str]) -> None:
+    root = tmp_path / "added"
+    shutil.copytree(sample[0], root / "data")
+    for command in ("init --no-scm", "add data"):
+        subprocess.run([sys.executable, "-m", "dvc", *command.split()], cwd=root, check=True, capture_output=True)
+    workspace = open_workspace(root)
+    shutil.rmtree(workspace.data)
+    assert ensure_data(workspace, lambda line: None) == sample[1]
+
+    (workspace.data / "users.parquet").unlink()
+    interrupted = workspace.work / "state" / "data-incomplete"
+    interrupted.touch()
+    assert ensure_data(workspace, lambda line: None) == sample[1], "what was cut off is finished"
+    assert not interrupted.exists()
+    interrupted.touch()
+    shutil.rmtree(root / ".dvc" / "cache")
+    with pytest.raises(DataError, match="dvc was interrupted"):
+        ensure_data(workspace, lambda line: None)
+    assert workspace.data.is_dir(), "it may be somebody's"
 
 
 def test_absent_data_that_nobody_can_make_is_an_error_with_a_remedy(tmp_path: Path) -> None:

@@ -1,0 +1,205 @@
+"""What a tick decides: run, nothing new, give way, and whom it tells; with a retraining that only says how it ended."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+from prefect.client.schemas.objects import State
+
+from flows import scheduled as module
+from flows import webhook
+from flows.cli_run import tick_parameters
+from flows.outcome import Outcome
+from perfusion.errors import PerFusionError
+from perfusion.world.marketplace import write_marketplace
+from tasks.dataset import content_of
+from tasks.livelog import read_log
+from tasks.workspace import link_to, open_workspace
+from tasks.worktree import SchedulePlace
+
+FILES = {
+    "params.yaml": "seed: 0\n", "params/shop.yaml": "seed: 1\n", "dvc.yaml": "stages: {}\n", ".dvc/config": "",
+    "data.dvc": "outs: [{path: data}]\n", ".gitignore": "/work/\n/data/\n/.dvc/cache\n/.dvc/config.local\n",
+}  # fmt: skip
+
+
+class Retraining:
+    """Takes the place of `perfusion retrain`, and of the webhook."""
+
+    def __init__(self) -> None:
+        self.ends: Outcome | Exception = Outcome("refused", ("not promoted",), "run-1")
+        self.runs = 0
+        self.told: list[dict[str, Any]] = []
+
+    def __call__(self, tree: Path, root: Path, params: str | None, data: str | None) -> Outcome:
+        self.runs += 1
+        if data is not None:
+            root.mkdir(parents=True, exist_ok=True)
+            link_to(root / "data", Path(data))
+            content_of(open_workspace(root), lambda line: None)
+        if isinstance(self.ends, Exception):
+            raise self.ends
+        return self.ends
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    root = tmp_path / "repository"
+    for name, text in FILES.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    git(root, "init", "--quiet", "--initial-branch", "main")
+    commit(root)
+    monkeypatch.setattr(module, "REPOSITORY", root)
+    return root
+
+
+@pytest.fixture
+def retraining(monkeypatch: pytest.MonkeyPatch) -> Retraining:
+    stands_in = Retraining()
+    monkeypatch.setattr(module, "_retrain", stands_in)
+    monkeypatch.setattr(module, "announce", stands_in.told.append)
+    return stands_in
+
+
+def git(root: Path, *arguments: str) -> None:
+    own = ("-c", "user.name=somebody", "-c", "user.email=somebody@example.org", "-c", "core.hooksPath=/dev/null")
+    subprocess.run(["git", *own, *arguments], cwd=root, check=True, capture_output=True)
+
+
+def commit(root: Path) -> None:
+    git(root, "add", "--all")
+    git(root, "commit", "--quiet", "--message", "a change")
+
+
+def tick(**parameters: Any) -> State[Any]:
+    return module.scheduled(schedule="nightly", **parameters, return_state=True)
+
+
+def test_the_command_line_gives_what_holds_wherever_a_tick_runs(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.workspace.REPOSITORY", repository)
+    monkeypatch.chdir(repository)
+    given = tick_parameters("nightly", None, Path("params/shop.yaml"), Path(".."), True)
+    folder = str(repository.parent)
+    assert given == {
+        "schedule": "nightly", "branch": "main", "params": "params/shop.yaml", "data": folder, "force": True
+    }  # fmt: skip
+    assert tick_parameters("x", "main", None, None, False) == {"schedule": "x", "branch": "main"}
+    for wrong, told in (
+        (("a/b", None, None, None), "not a name"), (("x", "gone", None, None), "no branch 'gone'"),
+        (("x", None, Path("params/mine.yaml"), None), "commit the file"),
+        (("x", None, None, tmp_path / "nowhere"), "no such dataset folder"),
+    ):  # fmt: skip
+        with pytest.raises(PerFusionError, match=told):
+            tick_parameters(*wrong, False)
+
+
+@pytest.mark.slow
+def test_a_tick_runs_when_something_is_new_or_it_is_forced(
+    repository: Path, retraining: Retraining, prefect_server: None
+) -> None:
+    assert tick().name == "Refused"
+    state = tick()
+    assert (state.name, retraining.runs) == ("NothingNew", 1)
+    assert "(refused); force: true runs it all the same" in str(state.message)
+    assert tick(force=True).name == "Refused"
+    (repository / "params.yaml").write_text("seed: 7\n")
+    assert (tick().name, retraining.runs) == ("NothingNew", 2), "what is not committed is not there"
+    commit(repository)
+    retraining.ends = Outcome("promoted", ("better",), "run-2")
+    assert (tick().name, retraining.runs) == ("Promoted", 3)
+    assert [told["outcome"] for told in retraining.told] == ["refused", "refused"], "a promotion disturbs nobody"
+    ticks = read_log(SchedulePlace(repository, "nightly").ticks)
+    assert [entry["outcome"] for entry in ticks] == ["refused", "nothing-new", "refused", "nothing-new", "promoted"]
+
+
+@pytest.mark.slow
+def test_a_named_folder_is_new_when_its_content_is(
+    repository: Path, retraining: Retraining, prefect_server: None, tmp_path: Path
+) -> None:
+    folder = tmp_path / "delivery"
+    write_marketplace(folder, users=3, seed=5)
+    given = {"data": str(folder), "params": "params/shop.yaml"}
+    assert tick(**given).name == "Refused"
+    os.utime(folder / "users.parquet")
+    assert tick(**given).name == "NothingNew", "touched, but the same"
+    write_marketplace(folder, users=4, seed=5, replace=True)
+    assert tick(**given).name == "Refused"
+    assert (tick(**given).name, retraining.runs) == ("NothingNew", 2)
+    assert (tick().name, retraining.runs) == ("Refused", 3), "the pinned data is another matter"
+    missing = tick(data=str(tmp_path / "nowhere"))
+    assert missing.is_failed()
+    assert "no such dataset folder" in str(missing.message)
+    assert retraining.told[-1]["outcome"] == "failed"
+
+
+@pytest.mark.slow
+def test_a_failure_is_told_and_tried_again(
+    repository: Path, retraining: Retraining, prefect_server: None
+) -> None:  # fmt: skip
+    retraining.ends = Outcome("failed", ("disk full",), "run-1")
+    assert tick().is_failed()
+    retraining.ends = ZeroDivisionError("a defect")
+    assert tick().is_failed()
+    assert not SchedulePlace(repository, "nightly").tree.exists()
+    assert [told["reasons"] for told in retraining.told] == [["disk full"], ["unexpected ZeroDivisionError: a defect"]]
+    retraining.ends = Outcome("unchanged", ("serves already",), "run-2")
+    assert (tick().name, retraining.runs) == ("Unchanged", 3)
+
+
+@pytest.mark.slow
+def test_a_tick_gives_way_to_a_run_that_goes_on(
+    repository: Path, retraining: Retraining, prefect_server: None
+) -> None:  # fmt: skip
+    with SchedulePlace(repository, "nightly").held():
+        state = tick()
+    assert state.is_cancelled()
+    assert "still going on" in str(state.message)
+    assert (retraining.runs, retraining.told) == (0, [])
+
+
+@pytest.fixture
+def broken() -> Iterator[tuple[str, list[int]]]:
+    """A webhook that answers 500, and its calls."""
+    calls: list[int] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            calls.append(1)
+            self.send_error(500)
+
+        def log_message(self, format: str, *args: Any) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/secret", calls
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_webhook_that_does_not_take_it_leaves_a_warning_without_its_address(
+    answers: bool, broken: tuple[str, list[int]], prefect_server: None, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    address, calls = broken
+    monkeypatch.setenv(webhook.ADDRESS, address if answers else "http://127.0.0.1:1/secret")
+    monkeypatch.setattr(webhook, "post", webhook.post.with_options(retry_delay_seconds=0))
+    with caplog.at_level(logging.INFO):
+        webhook.announce({"outcome": "refused"})
+    (warning,) = [record for record in caplog.records if "the webhook was not told" in record.getMessage()]
+    assert warning.levelno == logging.WARNING
+    assert ("status 500" if answers else "ConnectError, no answer") in warning.getMessage()
+    assert len(calls) == (4 if answers else 0)
+    assert "secret" not in caplog.text
