@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 COMMANDS = [
     "retrain", "stage", "schedule", "report", "compare", "score", "generate", "promote", "rollback", "history",
     "doctor", "ui", "benchmark", "evaluate-experts", "evaluate-outcomes", "data sample", "data import-pickapic", "data import-hpd",
-    "data import-imagereward", "data validate", "data describe",
+    "data import-imagereward", "data validate", "data describe", "serve",
 ]  # fmt: skip
 
 
