@@ -369,7 +369,7 @@ class GatesConfig(Section):
     slice_margin: float = Field(0.5, ge=0.0, description="loss allowed on a slice, in standard deviations")
     slice_min_users: Count = Field(60, description="a slice with fewer users is reported and not judged")
     load_tolerance: float = Field(
-        1e-5, ge=0.0, description="load: largest difference of a score, relative to max(1, |score|)"
+        1e-4, ge=0.0, description="load: largest difference of a score, relative to max(1, |score|)"
     )
     load_picture_tolerance: float = Field(
         0.004,

@@ -39,6 +39,9 @@ class Measured:
 def measured_scores(workspace: Workspace) -> Measured:
     """PerFusionRM's scores of the candidates of some held-out groups of each split, the same groups every time.
 
+    Of users of whom something is known: others are scored by the evaluation by what training taught of the unknown, and
+    by the served model user-blind.
+
     Raises:
         DataError: the evaluation is incomplete.
     """
@@ -47,10 +50,11 @@ def measured_scores(workspace: Workspace) -> Measured:
     from perfusion.data import ImageStore
 
     table = _table(workspace.reward_evaluation / "scores.parquet", "evaluate-reward")
-    chosen = table[["split", "record_id"]].drop_duplicates().sort_values(["split", "record_id"])
-    chosen = chosen.groupby("split").head(GROUPS_OF_A_SPLIT)
+    scored_groups = table[["split", "record_id"]].drop_duplicates()
     groups = pd.read_parquet(workspace.split / "groups.parquet", columns=["record_id", "user_id", "prompt"])
-    asked = chosen.merge(groups, on="record_id", validate="one_to_one")
+    asked = scored_groups.merge(groups, on="record_id", validate="one_to_one").sort_values(["split", "record_id"])
+    asked = asked[asked["user_id"].isin(_known(workspace.reward, workspace))]
+    asked = asked.groupby("split").head(GROUPS_OF_A_SPLIT).reset_index(drop=True)
     scored = {str(record): part for record, part in table.groupby("record_id", sort=False)}
     parts = [scored[record] for record in asked["record_id"]]
     images = ImageStore(workspace.data / "images")
@@ -59,13 +63,14 @@ def measured_scores(workspace: Workspace) -> Measured:
 
 
 def measured_pictures(workspace: Workspace, params: Params) -> Measured:
-    """The first pictures that evaluate-generator drew with PerFusion.
+    """The first pictures that evaluate-generator drew with PerFusion for users of whom something is known.
 
     Raises:
         DataError: the evaluation is incomplete.
     """
     table = _table(workspace.generator_evaluation / "pictures.parquet", "evaluate-generator")
-    drawn = table[table["arm"] == "perfusion"].sort_values("item").head(PICTURES)
+    drawn = table[(table["arm"] == "perfusion") & table["user_id"].isin(_known(workspace.generator, workspace))]
+    drawn = drawn.sort_values("item").head(PICTURES)
     files = [workspace.generator_evaluation / file for file in drawn["file"]]
     if absent := [file for file in files if not file.is_file()]:
         raise DataError(f"{absent[0]}: absent; run evaluate-generator again")
@@ -79,6 +84,15 @@ def numbers_of(answer: pd.DataFrame) -> np.ndarray:
     if "score" in answer:
         return answer["score"].to_numpy(dtype=np.float64)
     return _pixels(answer["image"].tolist())
+
+
+def _known(model: Path, workspace: Workspace) -> list[str]:
+    """Users of whom a model's encoder knows anything."""
+    from perfusion.data import FeatureEncoder, read_users
+
+    users = read_users(workspace.split / "users.parquet")
+    codes = FeatureEncoder.load(model / "features.json").transform(users)
+    return list(users.loc[(codes != 0).any(dim=1).numpy(), "user_id"])
 
 
 def _pixels(encoded: list[bytes]) -> np.ndarray:

@@ -8,6 +8,7 @@ version, and a test asks a real server.
 from __future__ import annotations
 
 from functools import wraps
+from inspect import signature
 from typing import Any
 
 import mlflow
@@ -39,15 +40,20 @@ def refuse_what_would_be_dropped() -> None:
     if getattr(plain, "refuses", False):
         return
 
+    arguments = signature(plain)
+
     @wraps(plain)
-    def enforced(
-        data: Any, params: dict[str, Any] | None, inputs: Schema | None, options: ParamSchema | None, *rest: Any
-    ) -> Any:  # fmt: skip
+    def enforced(*given: Any, **named: Any) -> Any:
         if SERVING.get():
-            names = data.columns if isinstance(data, pd.DataFrame) else data if isinstance(data, dict) else ()
-            refuse_unknown("field", names, [] if inputs is None else inputs.input_names())
-            refuse_unknown("parameter", params or (), parameter_names(options))
-        return plain(data, params, inputs, options, *rest)
+            asked = arguments.bind(*given, **named).arguments
+            _refuse(asked["data"], asked["params"], asked["input_schema"], asked["params_schema"])
+        return plain(*given, **named)
 
     enforced.refuses = True  # type: ignore[attr-defined]
     setattr(pyfunc, _STEP, enforced)
+
+
+def _refuse(data: Any, params: dict[str, Any] | None, inputs: Schema | None, options: ParamSchema | None) -> None:
+    names = data.columns if isinstance(data, pd.DataFrame) else data if isinstance(data, dict) else ()
+    refuse_unknown("field", names, [] if inputs is None else inputs.input_names())
+    refuse_unknown("parameter", params or (), parameter_names(options))

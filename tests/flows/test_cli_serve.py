@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,11 +66,24 @@ def ask(url: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         return dict(json.loads(answer.read()))
 
 
+def _wait_for(url: str, seconds: float = 300.0) -> None:
+    """Until somebody listens: the address is said before the models are loaded."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            ask(url)
+            return
+        except urllib.error.URLError:
+            assert time.monotonic() < deadline, "nobody listens"
+            time.sleep(0.2)
+
+
 def test_it_serves_follows_a_promotion_and_answers_what_it_accepted_before_it_ends(
     shop: Path, server: tuple[subprocess.Popen[str], str]
 ) -> None:
     process, url = server
-    assert ask(f"{url}/health")["status"] == "ok"  # waits: the socket is there before the models are
+    _wait_for(f"{url}/health")
+    assert ask(f"{url}/health")["status"] == "ok"
     assert ask(f"{url}/score", SCORE)["version"] == 1
     _crown(open_registry(f"sqlite:///{shop / 'mlruns' / 'mlflow.db'}", shop / "mlruns"), 2)
     deadline = time.monotonic() + 120

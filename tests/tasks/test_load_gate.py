@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -50,8 +50,9 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
     workspace = open_workspace(root, root / "mlruns")
     registry = make_store(root / "mlruns")
     _write_data(workspace)
-    folders = {n: local_folder(registry.client, f"shop-{n}", 1) / "artifacts" / n for n in ("reward", "generator")}
-    _evaluate(workspace, folders["reward"], folders["generator"])
+    for name, folder in (("reward", workspace.reward), ("generator", workspace.generator)):
+        shutil.copytree(local_folder(registry.client, f"shop-{name}", 1) / "artifacts" / name, folder)
+    _evaluate(workspace)
     return Shop(workspace, registry)
 
 
@@ -65,13 +66,15 @@ def _write_data(workspace: Workspace) -> None:
          "prompt": PROMPTS[n % 2], "image_ids": ids[2 * n : 2 * n + 2], "picked": [True, False], "split": split}
         for n, split in enumerate(("test", "test", "test", "cold", "few", "train"))
     ]  # fmt: skip
-    write_table(workspace.split / "users.parquet", USERS)
+    rows.append({**rows[3], "record_id": "r9", "user_id": "stranger"})
+    users = pd.concat([USERS, pd.DataFrame({"user_id": ["stranger"]})], ignore_index=True)
+    write_table(workspace.split / "users.parquet", users)
     write_table(workspace.split / "groups.parquet", pd.DataFrame(rows))
 
 
-def _evaluate(workspace: Workspace, reward: Path, generator: Path) -> None:
+def _evaluate(workspace: Workspace) -> None:
     """As the stages do, at the pictures' own size."""
-    scorer = PersonalScore(PerFusionRM.from_pretrained(reward))
+    scorer = PersonalScore(PerFusionRM.from_pretrained(workspace.reward))
     tables = load_tables(workspace.data, workspace.split, 16, encoder=scorer.encoder, splits=SPLITS)
     scores = {split: {"perfusion_rm": score_table(table, scorer, split)} for split, table in tables.items()}
     workspace.reward_evaluation.mkdir(parents=True)
@@ -80,7 +83,7 @@ def _evaluate(workspace: Workspace, reward: Path, generator: Path) -> None:
         "record_id": ["r0", "r1", "r2"], "user_id": ["u1", "u2", "u3"], "prompt": [PROMPTS[0], *PROMPTS],
         "seed": [5, 2**31 - 1, 0], "wrong_user_id": ["u2", "u3", "u1"],
     })  # fmt: skip
-    arms = {"perfusion": PipelineArm(PerFusionPipeline.from_pretrained(generator), personal=True)}
+    arms = {"perfusion": PipelineArm(PerFusionPipeline.from_pretrained(workspace.generator), personal=True)}
     drawn = draw(arms, items, USERS, batch=2)
     table = score_pictures(drawn, items, USERS, {"perfusion_rm": scorer}, None)
     (workspace.generator_evaluation / "pictures").mkdir(parents=True)

@@ -62,7 +62,7 @@ def champions_of(registry: Registry, interval: float = 0.2, room: int = 64) -> C
     return Champions(registry, "shop", {role: Worker(role, room) for role in ROLES}, interval, print)
 
 
-def until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
+def until(condition: Callable[[], bool], seconds: float = 300.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -118,7 +118,7 @@ def test_the_old_model_is_let_go_when_its_last_answer_is_given(registry: Registr
     champions = champions_of(registry)
     champions.look()
     place = champions.places["reward"]
-    old = weakref.ref(place.model())
+    old = weakref.ref(place.model()._model.unwrap_python_model().model)
     hold, begun = threading.Event(), threading.Event()
 
     def question() -> int:
