@@ -24,20 +24,20 @@ class BodyLimit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        body = bytearray()
         said = dict(scope["headers"]).get(b"content-length", b"0")
-        more = True
-        while more:
-            if len(body) > self.limit or (said.isdigit() and int(said) > self.limit):
-                problem = f"the request is longer than {self.limit} bytes; send fewer or smaller pictures"
-                detail = [{"loc": ["body"], "msg": problem, "type": "too_long"}]
-                await JSONResponse({"detail": detail}, 413, {"Connection": "close"})(scope, receive, send)
-                return
+        length = int(said) if said.isdigit() else 0
+        body, more = bytearray(), True
+        while more and max(length, len(body)) <= self.limit:
             message = await receive()
             if message["type"] == "http.disconnect":
                 return
             body += message.get("body", b"")
             more = message.get("more_body", False)
+        if max(length, len(body)) > self.limit:
+            problem = f"the request is longer than {self.limit} bytes; send fewer or smaller pictures"
+            detail = [{"loc": ["body"], "msg": problem, "type": "too_long"}]
+            await JSONResponse({"detail": detail}, 413, {"Connection": "close"})(scope, receive, send)
+            return
         whole: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
         del body
 

@@ -12,12 +12,11 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import make_store
 from tiny_requests import GENERATE, SCORE
 
 from flows.cli import main
@@ -30,13 +29,13 @@ NAMES = ("shop-reward", "shop-generator")
 
 
 @pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shop(tiny_store: Callable[[Path], Registry], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace folder whose store has two versions of both models; the first ones are champions."""
     root = tmp_path_factory.mktemp("shop")
     (root / "mlruns").mkdir()
     (root / "params.yaml").write_text("name: shop\n")
     (root / "dvc.yaml").write_text("stages: {}\n")
-    _crown(make_store(root / "mlruns", versions=2), 1)
+    _crown(tiny_store(root / "mlruns"), 1)
     return root
 
 

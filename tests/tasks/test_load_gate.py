@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from tiny_models import PROMPTS, USERS, make_store, picture
+from tiny_models import PROMPTS, USERS, picture
 
 from perfusion.config import Params
 from perfusion.data import load_tables, write_table
@@ -44,11 +46,11 @@ class Shop:
 
 
 @pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
+def shop(tiny_store: Callable[[Path], Registry], tmp_path_factory: pytest.TempPathFactory) -> Shop:
     root = tmp_path_factory.mktemp("shop")
     (root / "mlruns").mkdir()
     workspace = open_workspace(root, root / "mlruns")
-    registry = make_store(root / "mlruns")
+    registry = tiny_store(root / "mlruns")
     _write_data(workspace)
     for name, folder in (("reward", workspace.reward), ("generator", workspace.generator)):
         shutil.copytree(local_folder(registry.client, f"shop-{name}", 1) / "artifacts" / name, folder)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import gc
-import shutil
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -15,10 +14,9 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from tiny_models import make_store
 from tiny_requests import GENERATE, SCORE
 
-from tasks.registry import CHAMPION, Registry, open_registry
+from tasks.registry import CHAMPION, Registry
 from tasks.registry.artifacts import local_folder
 from tasks.serving.app import create_app
 from tasks.serving.champions import Champions, settled_champions
@@ -28,22 +26,10 @@ NAMES = ("shop-reward", "shop-generator")
 ROLES = ("reward", "generator")
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("reload")
-    make_store(root, versions=2)
-    return root
-
-
 @pytest.fixture
-def store(built: Path) -> Iterator[Registry]:
-    """Two versions and no champion; as built again afterwards."""
-    files = [built / name for name in ("mlflow.db", "promotions.jsonl")]
-    for file in files:
-        shutil.copy(file, file.with_suffix(".kept"))
-    yield open_registry(f"sqlite:///{built / 'mlflow.db'}", built)
-    for file in files:
-        shutil.copy(file.with_suffix(".kept"), file)
+def store(tiny_store: Callable[[Path], Registry], tmp_path: Path) -> Registry:
+    """Two versions and no champion."""
+    return tiny_store(tmp_path)
 
 
 @pytest.fixture
@@ -95,12 +81,12 @@ def test_the_alias_moves_under_a_stream_of_requests_and_nobody_notices_but_by_th
             thread.start()
         for version in (2, 1):  # a promotion, then a rollback
             until(lambda: all(len(customer.answers) >= 3 for customer in customers))
-            seen = [len(customer.answers) for customer in customers]
             if version == 2:
                 crown(registry, 2)
             else:
                 registry.rollback("shop", reason="returns rose")
             until(lambda v=version: all(place.version == v for place in champions.places.values()))
+            seen = [len(customer.answers) for customer in customers]
             until(lambda s=seen: all(len(c.answers) >= n + 3 for c, n in zip(customers, s, strict=True)))
         stop.set()
         for thread in threads:

@@ -9,7 +9,8 @@ import struct
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import pandas as pd
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
-from tiny_models import make_store, picture
+from tiny_models import picture
 from tiny_requests import GENERATE, SCORE, base64_text
 
 from perfusion import __version__
@@ -42,8 +43,8 @@ def bomb(side: int = 30_000) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
-    registry = make_store(tmp_path_factory.mktemp("serving"))
+def registry(tiny_store: Callable[[Path], Registry], tmp_path_factory: pytest.TempPathFactory) -> Registry:
+    registry = tiny_store(tmp_path_factory.mktemp("serving"))
     registry.promote(PAIR, expected=registry.champions("shop"), decisions=(), force=True, reason="for this test")
     return registry
 
