@@ -65,7 +65,7 @@ def ask(url: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         return dict(json.loads(answer.read()))
 
 
-def _wait_for(url: str, seconds: float = 300.0) -> None:
+def _wait_for(url: str, seconds: float = 900.0) -> None:
     """Until somebody listens: the address is said before the models are loaded."""
     deadline = time.monotonic() + seconds
     while True:

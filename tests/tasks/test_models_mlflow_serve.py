@@ -66,7 +66,7 @@ def _free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def _wait_for(port: int, log: Path, seconds: float = 300.0) -> None:
+def _wait_for(port: int, log: Path, seconds: float = 900.0) -> None:
     deadline = time.monotonic() + seconds
     while True:
         try:

@@ -48,7 +48,7 @@ def champions_of(registry: Registry, interval: float = 0.2, room: int = 64) -> C
     return Champions(registry, "shop", {role: Worker(role, room) for role in ROLES}, interval, print)
 
 
-def until(condition: Callable[[], bool], seconds: float = 300.0) -> None:
+def until(condition: Callable[[], bool], seconds: float = 900.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
