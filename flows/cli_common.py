@@ -25,6 +25,7 @@ __all__ = [
     "print_json",
     "print_table",
     "shown",
+    "threaded_workspace",
     "unwrapped",
 ]
 
@@ -57,6 +58,17 @@ def find_workspace(given: Path | None) -> Workspace:
         )
     own = root / "mlruns"
     return open_workspace(root, own if own.is_dir() else None)
+
+
+def threaded_workspace(given: Path | None) -> Workspace:
+    """As `find_workspace`; its number of threads is set for the libraries that read it when they are imported."""
+    import os
+
+    from tasks.process import cpu_environment
+
+    place = find_workspace(given)
+    os.environ.update(cpu_environment(place.params().threads))
+    return place
 
 
 def open_store(workspace: Workspace) -> tuple[Registry, str]:

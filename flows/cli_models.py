@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli_common import AsJson, WorkspaceOption, find_workspace, open_store, print_json, print_table
+from flows.cli_common import AsJson, WorkspaceOption, open_store, print_json, print_table, threaded_workspace
 
 if TYPE_CHECKING:
     from tasks.models.served import Served
@@ -47,7 +47,7 @@ def score(
     import numpy as np
     import pandas as pd
 
-    place = _place(workspace)
+    place = threaded_workspace(workspace)
     encoded = [_read(path) for path in pictures]
     served = _served(place, "reward", version)
     answer = served.ask(pd.DataFrame([{"prompt": prompt, "images": encoded, **_who(user, feature, served)}]))
@@ -100,7 +100,7 @@ def generate(
         raise DataError(f"-n {count}: draw between 1 and {MAX_PICTURES} pictures a call")
     if out.exists() and not out.is_dir():
         raise DataError(f"--out {out}: this is a file; name a folder")
-    served = _served(_place(workspace), "generator", version)
+    served = _served(threaded_workspace(workspace), "generator", version)
     asked = pd.DataFrame([{"prompt": prompt, "n": count, "seed": seed, **_who(user, feature, served)}])
     options = {"steps": steps, "guidance_scale": guidance, "user_scale": user_scale}
     given = {name: value for name, value in options.items() if value is not None}
@@ -121,17 +121,6 @@ def generate(
     typer.echo(f"{served.name} version {served.version}: {count} pictures in {out}/, all of them in {strip}")
     if blind:
         typer.echo(BLIND)
-
-
-def _place(workspace: Path | None) -> Workspace:
-    """The workspace, and its number of threads for the libraries that read it when they are imported."""
-    import os
-
-    from tasks.process import cpu_environment
-
-    place = find_workspace(workspace)
-    os.environ.update(cpu_environment(place.params().threads))
-    return place
 
 
 def _served(place: Workspace, role: str, version: int | None) -> Served:
@@ -158,14 +147,13 @@ def _who(user: str | None, features: list[str] | None, served: Served) -> dict[s
     """The request columns that say who asks; feature names and numbers are checked against the model's signature."""
     from perfusion.errors import DataError
 
-    kinds = {column.name: getattr(column.type, "name", "list") for column in served.inputs if not column.required}
-    known = [name for name in kinds if name not in ("user_id", "n", "seed", "image", "images")]
+    known = served.features
     said: dict[str, object] = {} if user is None else {"user_id": user}
     for pair in features or []:
         name, equals, value = pair.partition("=")
         if not equals or name not in known:
             raise DataError(f"--feature {pair!r}: want NAME=VALUE with NAME one of {', '.join(known)}")
-        said[name] = _number(pair, value) if kinds[name] == "double" else value
+        said[name] = _number(pair, value) if known[name] is float else value
     return said
 
 

@@ -371,7 +371,14 @@ class GatesConfig(Section):
     )
     slice_margin: float = Field(0.5, ge=0.0, description="loss allowed on a slice, in standard deviations")
     slice_min_users: Count = Field(60, description="a slice with fewer users is reported and not judged")
-    load_tolerance: float = Field(1e-5, ge=0.0, description="largest difference relative to max(1, |value|)")
+    load_tolerance: float = Field(
+        1e-4, ge=0.0, description="load: largest difference of a score, relative to max(1, |score|)"
+    )
+    load_picture_tolerance: float = Field(
+        0.004,
+        ge=0.0,
+        description="load: largest mean difference of a picture with pixels in [0, 1]; one grey level is 1/255",
+    )
     max_seconds_per_picture: Positive | None = Field(None, description="promotion: latency budget in seconds")
     max_memory_mib: Positive | None = Field(None, description="promotion: peak memory budget in MiB")
     max_seconds_ratio: Positive | None = Field(

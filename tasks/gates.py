@@ -7,10 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from perfusion.config import Params
 from perfusion.errors import GateError
@@ -21,15 +18,12 @@ from tasks.registry import open_registry
 from tasks.workspace import Workspace
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from perfusion.evaluation.champion import ChampionEvidence
 
 __all__ = ["Answer", "Question", "data", "load", "promotion", "remembered", "reward", "said_of_champions"]
 
 Question = Callable[[Workspace, Params, Registered | None], Decision]
-PROBED_GROUPS, PROBED_PICTURES = 4, 2
-COST_PICTURES = 4  # of each probed prompt, to measure costs
+COST_PICTURES = 4  # of each prompt, to measure costs
 
 
 @dataclass(frozen=True)
@@ -90,26 +84,23 @@ def said_of_champions(workspace: Workspace, registered: Registered) -> dict[str,
 
 
 def load(workspace: Workspace, params: Params, registered: Registered | None) -> Decision:
-    """Does each registered artifact load in a clean process and answer as the evaluated model does?"""
+    """Does each registered artifact load in a clean process and give the numbers that the evaluation measured?"""
+    from tasks.evaluated import measured_pictures, measured_scores, numbers_of
     from tasks.models.clean_process import load_in_clean_process
-    from tasks.models.generator import GeneratorModel
-    from tasks.models.reward import RewardModel
 
     assert registered is not None
-    models: dict[str, Any] = {"reward": RewardModel(), "generator": GeneratorModel()}
-    folders = {"reward": workspace.reward, "generator": workspace.generator}
-    evaluated, reloaded = {}, {}
-    for role, probe in _probes(workspace).items():
+    measured = {"reward": measured_scores(workspace), "generator": measured_pictures(workspace, params)}
+    evaluated = {role: asked.numbers for role, asked in measured.items()}
+    reloaded = {}
+    for role, asked in measured.items():
         name = f"{params.name}-{role}"
-        model, artifacts = models[role], {"model": str(folders[role]), "users": str(workspace.split / "users.parquet")}
-        model.load_context(SimpleNamespace(artifacts=artifacts))
-        evaluated[role] = _as_numbers(model.predict(None, probe))
+        uri = f"models:/{name}/{registered.versions[name]}"
         try:
-            answer = load_in_clean_process(f"models:/{name}/{registered.versions[name]}", probe, workspace.tracking_uri)
+            answer = load_in_clean_process(uri, asked.request, workspace.tracking_uri, asked.params)
         except GateError as error:
             decision = load_gate(evaluated, None, params.gates, str(error))
             return decision.judging(versions=registered.versions)
-        reloaded[role] = _as_numbers(answer)
+        reloaded[role] = numbers_of(answer)
     return load_gate(evaluated, reloaded, params.gates).judging(versions=registered.versions)
 
 
@@ -165,6 +156,7 @@ def _costs(workspace: Workspace, params: Params, registered: Registered) -> dict
     Without a champion and without a budget nothing is asked of costs: then they are what the evaluation saw, whose
     memory is that of all its models together.
     """
+    from tasks.evaluated import measured_pictures
     from tasks.models.costs import serving_costs
 
     name = f"{params.name}-generator"
@@ -173,7 +165,8 @@ def _costs(workspace: Workspace, params: Params, registered: Registered) -> dict
     budgets = (params.gates.max_seconds_per_picture, params.gates.max_memory_mib)
     if len(models) == 1 and budgets == (None, None):
         return {"challenger": json.loads(workspace.metrics("evaluate-generator").read_text())["costs"]}
-    return serving_costs(models, _probes(workspace)["generator"].assign(n=COST_PICTURES), workspace.tracking_uri)
+    request = measured_pictures(workspace, params).request.assign(n=COST_PICTURES)
+    return serving_costs(models, request, workspace.tracking_uri)
 
 
 def _content(workspace: Workspace) -> str | None:
@@ -187,29 +180,3 @@ def _digest(file: Path) -> str:
     """SHA-256 of a file that a gate read."""
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
-
-
-def _probes(workspace: Workspace) -> dict[str, pd.DataFrame]:
-    """Requests about held-out groups, the same every time: every picture of some to score, some prompts to draw."""
-    import pandas as pd
-
-    from perfusion.data import ImageStore
-
-    groups = pd.read_parquet(workspace.split / "groups.parquet")
-    held_out = groups[groups["split"] == "test"].sort_values("record_id")
-    asked = held_out.head(PROBED_GROUPS)[["user_id", "prompt", "image_ids"]].explode("image_ids")
-    images = ImageStore(workspace.data / "images").encoded(asked["image_ids"].tolist())
-    scored = asked[["user_id", "prompt"]].assign(image=images).reset_index(drop=True)
-    drawn = held_out.head(PROBED_PICTURES)[["user_id", "prompt"]].assign(n=1, seed=0).reset_index(drop=True)
-    return {"reward": scored, "generator": drawn}
-
-
-def _as_numbers(answer: pd.DataFrame) -> np.ndarray:
-    """An answer as numbers: the scores, or the pixels in [0, 1] of the pictures."""
-    if "score" in answer:
-        return answer["score"].to_numpy(dtype=np.float64)
-    from perfusion.data import decode_image
-
-    rows = answer[["request", "index", "image"]].itertuples(index=False)
-    pictures = [decode_image(image, f"request {request}, picture {index}") for request, index, image in rows]
-    return np.stack([np.asarray(picture, dtype=np.float64) / 255 for picture in pictures])

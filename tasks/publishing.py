@@ -95,7 +95,9 @@ def register(workspace: Workspace, params: Params, record: FlowRecord) -> Regist
         from tasks.models.artifact import log_generator, log_reward  # here: it imports torch and diffusers
     if reward is None:
         run_id = record.model_run("reward", "reward")
-        reward = log_reward(registry, run_id, params.name, workspace.reward, users)
+        reward = log_reward(
+            registry, run_id, params.name, workspace.reward, users, image_size=params.data.image_size
+        )  # fmt: skip
         _tag(registry, names["reward"], reward, made["reward"])
     generator = found[names["generator"]]
     if generator is None:

@@ -75,7 +75,7 @@ def make_store(root: Path, versions: int = 1) -> Registry:
     tiny_reward(root / "reward", encoder)
     tiny_generator(root / "generator", encoder)
     for _ in range(versions):
-        reward = log_reward(registry, run_id, "shop", root / "reward", users)
+        reward = log_reward(registry, run_id, "shop", root / "reward", users, image_size=16)
         log_generator(registry, run_id, "shop", root / "generator", users, judged_by=reward)
     for folder in ("reward", "generator"):
         shutil.rmtree(root / folder)

@@ -38,6 +38,7 @@ __all__ = [
     "RewardScorers",
     "blind_scorer",
     "calibration",
+    "candidate_scores",
     "evaluate_reward",
     "feature_slices",
     "group_rows",
@@ -74,8 +75,9 @@ def evaluate_reward(
 ) -> dict[str, Any]:  # fmt: skip
     """Score every held-out group by every contestant.
 
-    Writes to `out_dir`: groups.parquet (one row a group, what the reward gate reads), slices.parquet (gain per value of
-    each user feature), calibration.csv and metrics.json.
+    Writes to `out_dir`: groups.parquet (one row a group, what the reward gate reads), scores.parquet (PerFusionRM's
+    score of every candidate, what the load gate reproduces), slices.parquet (gain per value of each user feature),
+    calibration.csv and metrics.json.
 
     Args:
         data_dir: the dataset; when it is the planted world, its reference scorers are computed too.
@@ -109,6 +111,7 @@ def evaluate_reward(
     metrics = reward_metrics(tables, scores, rows, references.get("test", {}), options)
     out_dir.mkdir(parents=True, exist_ok=True)
     rows.to_parquet(out_dir / "groups.parquet", index=False)
+    candidate_scores(tables, scores, "perfusion_rm").to_parquet(out_dir / "scores.parquet", index=False)
     slices = feature_slices(rows, read_users(split_dir / "users.parquet"), options)
     slices.to_parquet(out_dir / "slices.parquet", index=False)
     calibration(tables["test"], scores["test"]["perfusion_rm"]).to_csv(out_dir / "calibration.csv", index=False)
@@ -181,6 +184,28 @@ def group_rows(
             rows[f"ap_{name}"] = group_average_precision(numbers, picked, valid)
             rows[f"auc_{name}"] = group_aucs(numbers, picked, valid)
         parts.append(rows[(rows["picked"] > 0) & (rows["picked"] < rows["candidates"])])
+    return pd.concat(parts, ignore_index=True)
+
+
+def candidate_scores(
+    tables: Mapping[str, GroupTable], scores: Mapping[str, Mapping[str, Tensor]], name: str
+) -> pd.DataFrame:
+    """One row for each candidate of each group, in the group's order: `record_id`, `split`, `image_id`, `score`.
+
+    Args:
+        tables: by split.
+        scores: split -> contestant -> (G, N).
+        name: of the contestant.
+    """
+    parts = []
+    for split, contestants in scores.items():
+        table = tables[split]
+        group, place = table.valid.nonzero(as_tuple=True)
+        parts.append(pd.DataFrame({
+            "record_id": [table.record_ids[row] for row in group.tolist()], "split": split,
+            "image_id": [table.image_ids[row] for row in table.image_index[group, place].tolist()],
+            "score": contestants[name][group, place].numpy(),
+        }))  # fmt: skip
     return pd.concat(parts, ignore_index=True)
 
 

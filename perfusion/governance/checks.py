@@ -13,7 +13,7 @@ from perfusion.errors import GateError
 from perfusion.governance.decision import Check, Rule, Verdict, at_most
 from perfusion.statistics import Interval
 
-__all__ = ["above", "need_columns", "not_below", "same_numbers"]
+__all__ = ["above", "need_columns", "not_below", "same_numbers", "same_pictures"]
 
 
 def above(name: str, interval: Interval, bound: float = 0.0) -> Check:
@@ -45,6 +45,25 @@ def same_numbers(name: str, expected: ArrayLike, found: ArrayLike, tolerance: fl
         return Check(name, "inconclusive", f"{name}: empty or not finite, nothing to compare"), math.nan
     difference = float((np.abs(left - right) / np.maximum(1.0, np.abs(left))).max())
     return at_most(f"{name}: relative difference after reloading", difference, tolerance), difference
+
+
+def same_pictures(name: str, expected: ArrayLike, found: ArrayLike, tolerance: float) -> tuple[Check, float]:
+    """Equal shape, and no picture that differs by more than the tolerance on the mean over its pixels.
+
+    Pixels are whole numbers of grey levels, so that a difference in the last bit of a network's arithmetic now and then
+    moves one by a level. A picture drawn for somebody else, or by another model, differs everywhere.
+
+    Args:
+        expected, found: (n, H, W, 3) in [0, 1].
+        tolerance: mean absolute difference in [0, 1]; a grey level is 1/255.
+    """
+    left, right = np.asarray(expected, dtype=np.float64), np.asarray(found, dtype=np.float64)
+    if left.shape != right.shape:
+        return Check(name, "fail", f"{name}: shape {right.shape} after reloading, {left.shape} evaluated"), math.nan
+    if left.size == 0:
+        return Check(name, "inconclusive", f"{name}: no picture to compare"), math.nan
+    difference = float(np.abs(left - right).mean(axis=(1, 2, 3)).max())
+    return at_most(f"{name}: mean difference of a picture drawn again", difference, tolerance), difference
 
 
 def need_columns(table: pd.DataFrame, columns: Sequence[str], where: str) -> None:

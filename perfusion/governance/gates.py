@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 
 from perfusion.config import GatesConfig
 from perfusion.evaluation.items import COLD_SPLITS
-from perfusion.governance.checks import above, need_columns, not_below, same_numbers
+from perfusion.governance.checks import above, need_columns, not_below, same_numbers, same_pictures
 from perfusion.governance.decision import Check, Decision, at_least, decide
 from perfusion.statistics import paired_difference
 
@@ -76,9 +76,9 @@ def load_gate(
     """Does the exact artifact load in a clean process and predict what was evaluated?
 
     Args:
-        evaluated: named outputs of the model that was evaluated, e.g. {"reward": (B, N) scores}.
+        evaluated: named numbers that the evaluation measured: scores (any shape), or pictures (n, H, W, 3) in [0, 1].
         reloaded: the same outputs from the registered artifact in a clean process; None when it gave none.
-        config: `load_tolerance`.
+        config: `load_tolerance` and `load_picture_tolerance`.
         error: what went wrong in the clean process, or None.
     """
     if error is not None:
@@ -91,9 +91,12 @@ def load_gate(
         if name not in reloaded:
             checks.append(Check(name, "fail", f"{name}: the reloaded artifact gives no such output"))
             continue
-        check, differences[name] = same_numbers(name, value, reloaded[name], config.load_tolerance)
+        if np.ndim(value) == 4:
+            check, differences[name] = same_pictures(name, value, reloaded[name], config.load_picture_tolerance)
+        else:
+            check, differences[name] = same_numbers(name, value, reloaded[name], config.load_tolerance)
         checks.append(check)
-    return decide("load", checks, {"largest_relative_difference": differences}, config.model_dump(), inputs)
+    return decide("load", checks, {"largest_difference": differences}, config.model_dump(), inputs)
 
 
 def _mean(values: pd.Series) -> float:

@@ -41,7 +41,9 @@ _USER = ColSpec(DataType.string, "user_id", required=False)
 _BLIND = ColSpec(DataType.boolean, "user_blind")
 
 
-def log_reward(registry: Registry, run_id: str, name: str, model: Path, users: Path) -> int:
+def log_reward(
+    registry: Registry, run_id: str, name: str, model: Path, users: Path, *, image_size: int
+) -> int:  # fmt: skip
     """Log a PerFusionRM folder as a model of an MLflow run, and as the challenger of `{name}-reward`.
 
     Args:
@@ -50,6 +52,7 @@ def log_reward(registry: Registry, run_id: str, name: str, model: Path, users: P
         name: family, e.g. "perfusion".
         model: folder written by `PerFusionRM.save_pretrained`, with its features.json.
         users: parquet of user_id and features: the users that can be asked for by id alone.
+        image_size: side in pixels at which pictures were read when the model was trained and evaluated.
 
     Returns:
         The new version.
@@ -63,7 +66,8 @@ def log_reward(registry: Registry, run_id: str, name: str, model: Path, users: P
         inputs=Schema([_USER, ColSpec(DataType.string, "prompt"), *pictures, *_features(encoder)]),
         outputs=Schema([*_place("request", "index"), ColSpec(DataType.double, "score"), _BLIND]),
     )
-    return _log(registry, run_id, f"{name}-reward", "serve_reward.py", model, users, signature, example, {})
+    reading = {"image_size": image_size}
+    return _log(registry, run_id, f"{name}-reward", "serve_reward.py", model, users, signature, example, {}, reading)
 
 
 def log_generator(
@@ -87,12 +91,12 @@ def log_generator(
         params=ParamSchema(_sampling_defaults(model)),
     )
     tags = {JUDGED_BY: str(judged_by)}
-    return _log(registry, run_id, f"{name}-generator", "serve_generator.py", model, users, signature, example, tags)
+    return _log(registry, run_id, f"{name}-generator", "serve_generator.py", model, users, signature, example, tags, {})
 
 
 def _log(
     registry: Registry, run_id: str, name: str, script: str, model: Path, users: Path, signature: ModelSignature,
-    example: pd.DataFrame, tags: dict[str, str],
+    example: pd.DataFrame, tags: dict[str, str], config: dict[str, Any],
 ) -> int:  # fmt: skip
     """Write the artifact, make it a logged model of the run and a version of the registered model `name`."""
     client = registry.client
@@ -107,6 +111,7 @@ def _log(
             code_paths=[str(CODE / "perfusion"), str(CODE / "tasks")],
             mlflow_model=Model(run_id=run_id, model_uuid=logged.model_id, model_id=logged.model_id),
             signature=signature,
+            model_config=config,
             input_example=example,
             pip_requirements=[f"{package}=={version(package)}" for package in PACKAGES],
         )

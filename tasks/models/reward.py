@@ -36,7 +36,8 @@ class RewardModel(PythonModel):
         logging.disable_progress_bar()
         self.model = PerFusionRM.from_pretrained(context.artifacts["model"])
         self.users = KnownUsers.read(context.artifacts["users"], encoder_of(self.model.encoder))
-        self.size = self.model.config.backbone_config.vision_config.image_size
+        # As in training and evaluation; versions registered before that was kept read at the backbone's own size.
+        self.size = int((context.model_config or {}).get("image_size", self.model.blind.side))
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
@@ -45,9 +46,10 @@ class RewardModel(PythonModel):
         with user_mistakes():
             prompts = texts(model_input, "prompt")
             pictures = pictures_of(model_input)
+            codes, blind = self.users.codes(model_input)
+        with user_mistakes("images"):
             named = [(f"row {row}, picture {index}", data) for row, index, data in pictures]
             pixels = decode_pixels(named, len(named), self.size)
-            codes, blind = self.users.codes(model_input)
         answer = pd.DataFrame([(row, index, blind[row]) for row, index, _ in pictures], columns=_PLACE)
         scores = torch.empty(len(pictures))
         for is_blind, part in answer.groupby("user_blind"):

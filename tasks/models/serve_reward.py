@@ -3,5 +3,7 @@
 from mlflow.models import set_model
 
 from tasks.models.reward import RewardModel
+from tasks.models.strict import refuse_what_would_be_dropped
 
+refuse_what_would_be_dropped()
 set_model(RewardModel())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,14 +10,16 @@ import mlflow
 import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PyFuncModel, load_model
-from mlflow.types import Schema
+from mlflow.types import DataType, Schema
 from PIL import Image
 
 from perfusion.errors import GateError
-from tasks.models.requests import RequestError
+from tasks.models.requests import parameter_names, refuse_unknown
 from tasks.registry import CHAMPION, Registry
 
 __all__ = ["Served", "contact_strip", "load_served"]
+
+_NO_FEATURES = {"user_id", "n", "seed", "image", "images"}  # optional fields that say nothing of the user
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,12 @@ class Served:
         """What a request may hold."""
         return self._model.metadata.get_input_schema()
 
+    @property
+    def features(self) -> dict[str, type]:
+        """The user's features that a request may give, and whether each is text or a number."""
+        optional = [column for column in self.inputs if not column.required and column.name not in _NO_FEATURES]
+        return {column.name: float if column.type == DataType.double else str for column in optional}
+
     def ask(self, request: pd.DataFrame, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
         """The model's answer.
 
@@ -45,9 +53,9 @@ class Served:
             RequestError: a field or parameter that the model does not know. MLflow would drop it with a warning, before
                 the model sees it, and answer a question that was not asked.
         """
-        _refuse_unknown("field", request.columns, self.inputs.input_names())
+        refuse_unknown("field", request.columns, self.inputs.input_names())
         schema = self._model.metadata.get_params_schema()
-        _refuse_unknown("parameter", params or (), [] if schema is None else [spec.name for spec in schema.params])
+        refuse_unknown("parameter", params or (), parameter_names(schema))
         return pd.DataFrame(self._model.predict(request, params=dict(params) if params else None))
 
 
@@ -71,14 +79,6 @@ def load_served(registry: Registry, name: str, version: int | None = None) -> Se
     mlflow.set_tracking_uri(registry.client.tracking_uri)
     mlflow.set_registry_uri(registry.client.tracking_uri)
     return Served(name, chosen, load_model(f"models:/{name}/{chosen}"))
-
-
-def _refuse_unknown(kind: str, given: Iterable[object], known: Sequence[object]) -> None:
-    unknown = [name for name in given if name not in known]
-    if unknown:
-        raise RequestError(
-            f"{kind} {unknown[0]!r} is unknown to this model; known are {', '.join(map(str, known)) or 'none'}"
-        )
 
 
 def contact_strip(pictures: list[Image.Image], gap: int = 4) -> Image.Image:

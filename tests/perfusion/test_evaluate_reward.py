@@ -13,10 +13,12 @@ from perfusion.config import ClipConfig, DataConfig, GatesConfig, RewardConfig
 from perfusion.data import load_tables, read_dataset, write_table
 from perfusion.errors import DataError
 from perfusion.evaluation.controls import random_scores, wrong_users
+from perfusion.evaluation.ranking import average_precision
 from perfusion.evaluation.reward import (
     CONTESTANTS,
     RewardScorers,
     calibration,
+    candidate_scores,
     evaluate_reward,
     feature_slices,
     group_rows,
@@ -198,6 +200,22 @@ def test_untrained_models_from_folders_gain_nothing(market, tmp_path):
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == metrics
     assert len(pd.read_csv(tmp_path / "out" / "calibration.csv")) == 10
     assert not pd.read_parquet(tmp_path / "out" / "slices.parquet").empty
+    kept = pd.read_parquet(tmp_path / "out" / "scores.parquet")
+    assert len(kept) == sum(int(tables[split].valid.sum()) for split in ("test", "cold", "few"))
+
+
+def test_every_candidates_score_is_kept_by_its_name(measured):
+    tables, scores, rows, _ = measured
+    kept = candidate_scores(tables, scores, "perfusion_rm").set_index(["record_id", "image_id"])["score"]
+    table = tables["test"]
+    group = int(table.valid.sum(1).argmax())
+    ids = [table.image_ids[row] for row in table.image_index[group][table.valid[group]].tolist()]
+    mine = [kept[table.record_ids[group], image] for image in ids]
+    assert mine == scores["test"]["perfusion_rm"][group][table.valid[group]].tolist()
+    row = rows[rows["record_id"] == table.record_ids[group]].iloc[0]
+    assert average_precision(mine, table.picked[group][table.valid[group]].numpy()) == pytest.approx(
+        row["ap_perfusion_rm"]
+    )
 
 
 def test_a_dataset_without_cold_start_users_is_measured_and_stays_inconclusive(market):
