@@ -18,6 +18,7 @@ TERA, GIGA = 1e12, 1e9
 PERFUSION_STEP, DPO_STEP, UNET_FORWARD = 2763e9, 3210e9, 803.3e9
 ENCODER_FORWARD = 1.0829e12  # of its VAE, counted by tests/perfusion/test_cost_model.py
 PAN_WEIGHTS, UNET_WEIGHTS = 362e6, 860e6
+CLIP_WEIGHTS, PLUGIN_WEIGHTS = 986e6, 30e6  # of CLIP-H; of PerFusionRM's plug-ins, an estimate
 SAMPLING = 1.163 * 2  # forward passes of the U-Net a step that is guided by prompt and user, exact sampler
 # measured here on two cores, 10^7 records (docs/performance.md)
 SPLIT_SECONDS, RULES_SECONDS = 30.4 / 1e7, 12.6 / 1e7  # a record
@@ -46,7 +47,8 @@ class Load:
         candidates: pictures of a group, all of them different.
         records_per_user: on average.
         epochs: how often training sees every group; below 1, a part of them.
-        batch_groups: groups of an optimiser step, all processes together (512 in App. B.3).
+        batch_groups: groups of an optimiser step of dpo and generator, all processes together (512 in App. B.3).
+        reward_groups: the same of pickscore and reward (128 in App. B.3).
         items: held-out (user, prompt) pairs that are drawn with every arm.
         arms: drawn and judged.
         steps: of the sampler.
@@ -59,6 +61,7 @@ class Load:
     records_per_user: float = 11
     epochs: float = 1
     batch_groups: int = 512
+    reward_groups: int = 128
     items: int = 1000
     arms: int = 5
     steps: int = 50
@@ -134,19 +137,19 @@ def phases(load: Load, cluster: Cluster) -> list[Phase]:
     return [
         Phase("validate (rules by column)", 0, load.records * RULES_SECONDS / cluster.data_workers, 0, 0),
         Phase("split (filter, split, Table 1)", 0, load.records * SPLIT_SECONDS / cluster.data_workers, 0, 0),
-        _training("pickscore", groups, pickscore, 986e6, load, cluster),
-        _training("reward", groups, reward, 30e6, load, cluster),
+        _training("pickscore", groups, pickscore, CLIP_WEIGHTS, load.reward_groups, cluster),
+        _training("reward", groups, reward, PLUGIN_WEIGHTS, load.reward_groups, cluster),
         _spread("encode", load.pictures * ENCODER_FORWARD, cluster),
-        _training("dpo", groups, 2 * DPO_STEP, UNET_WEIGHTS, load, cluster),
-        _training("generator", groups, load.candidates * PERFUSION_STEP, PAN_WEIGHTS, load, cluster),
+        _training("dpo", groups, 2 * DPO_STEP, UNET_WEIGHTS, load.batch_groups, cluster),
+        _training("generator", groups, load.candidates * PERFUSION_STEP, PAN_WEIGHTS, load.batch_groups, cluster),
         _spread("evaluate-generator", drawn * (load.steps * SAMPLING * UNET_FORWARD + 4 * VISION), cluster),
     ]
 
 
-def _training(stage: str, groups: float, operations: float, weights: float, load: Load, cluster: Cluster) -> Phase:
+def _training(stage: str, groups: float, operations: float, weights: float, batch: int, cluster: Cluster) -> Phase:
     """`operations` a group; after every step the gradients of `weights` are summed, and nothing overlaps that."""
     computing = groups * operations / cluster.speed
-    waiting = groups / load.batch_groups * cluster.sum_seconds(weights)
+    waiting = groups / batch * cluster.sum_seconds(weights)
     seconds = computing + waiting
     return Phase(stage, groups * operations, seconds, waiting / seconds, cluster.gpus)
 
@@ -184,11 +187,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     bill = phases(load, cluster)
     for phase in bill:
         wait = f"{100 * phase.waiting:.0f} %" if phase.waiting else "-"
-        print(f"| {phase.stage} | {phase.operations:.2e} | {phase.seconds / 3600:.1f} | {wait} | {phase.gpu_hours:.0f} |")
-    hours = sum(phase.gpu_hours for phase in bill)
-    print(f"| together | | {sum(phase.seconds for phase in bill) / 3600:.1f} | | {hours:.0f} |")
+        print(
+            f"| {phase.stage} | {phase.operations:.2e} | {phase.seconds / 3600:.1f} | {wait} | {phase.gpu_hours:.0f} |"
+        )
+    bought = sum(phase.gpu_hours for phase in bill)
+    print(f"| together | | {sum(phase.seconds for phase in bill) / 3600:.1f} | | {bought:.0f} |")
     if cluster.gpu_hour:
-        print(f"\nprice: {hours * cluster.gpu_hour:,.0f}")
+        print(f"\nprice: {bought * cluster.gpu_hour:,.0f}")
     print("\n| what has to be kept | |\n|---|---|")
     for name, size in storage(load).items():
         print(f"| {name} | {size / TERA:.3g} TB |" if size >= TERA else f"| {name} | {size / GIGA:.3g} GB |")

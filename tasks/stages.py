@@ -139,7 +139,7 @@ def dpo(run: StageRun) -> Metrics:
     paths, config = run.workspace, run.params.dpo
     with whole(paths.dpo, keep=run.leads) as (out,):
         training = run.training("dpo", config.optimiser, run.params.compute)
-        return train_dpo(_tables(run), paths.encode, paths.diffusion, config, out, training)
+        return train_dpo(_tables(run, pictures=False), paths.encode, paths.diffusion, config, out, training)
 
 
 def sft(run: StageRun) -> Metrics:
@@ -149,7 +149,7 @@ def sft(run: StageRun) -> Metrics:
     paths, config = run.workspace, run.params.sft
     with whole(paths.sft, keep=run.leads) as (out,):
         training = run.training("sft", config.optimiser, run.params.compute)
-        return train_sft(_tables(run), paths.encode, paths.diffusion, config, out, training)
+        return train_sft(_tables(run, pictures=False), paths.encode, paths.diffusion, config, out, training)
 
 
 def generator(run: StageRun) -> Metrics:
@@ -160,7 +160,8 @@ def generator(run: StageRun) -> Metrics:
     with whole(paths.generator, keep=run.leads) as (out,):
         training = run.training("generator", config.optimiser, run.params.compute)
         sampling = run.params.diffusion.sampling
-        return train_generator(_tables(run), paths.encode, paths.diffusion, paths.dpo, config, sampling, out, training)
+        tables = _tables(run, pictures=False)
+        return train_generator(tables, paths.encode, paths.diffusion, paths.dpo, config, sampling, out, training)
 
 
 def evaluate_generator(run: StageRun) -> Metrics:
@@ -236,12 +237,16 @@ def explain(workspace: Workspace, stage: str, error: Exception, debug: bool) -> 
     return EXPECTED_FAILURE if expected else 1
 
 
-def _tables(run: StageRun) -> dict[str, GroupTable]:
-    """What training may see: held-out pictures are not even decoded, and `encode` numbers pictures as training does."""
+def _tables(run: StageRun, pictures: bool = True) -> dict[str, GroupTable]:
+    """What training may see: held-out pictures are not even decoded, and `encode` numbers pictures as training does.
+
+    Args:
+        pictures: False for trainings on what `encode` made of them, which decode none.
+    """
     from perfusion.data import load_tables
 
-    paths = run.workspace
-    return load_tables(paths.data, paths.split, run.params.data.image_size, splits=("train", "valid"))
+    paths, size = run.workspace, run.params.data.image_size
+    return load_tables(paths.data, paths.split, size, splits=("train", "valid"), pictures=pictures)
 
 
 def _spread(run: StageRun, work: Callable[[FanOut], Metrics]) -> Metrics:
