@@ -56,7 +56,9 @@ def train_one(
     if stage == "pickscore":
         train_pickscore(TABLES, home / "clip", PickScoreConfig(evaluate_every=4, **arm), out, run)
     elif stage == "reward":
-        config = RewardConfig(evaluate_every=4, embedding_dim=4, adaptive_hidden=8, feature_dropout=0.2, **arm)
+        config = RewardConfig(
+            evaluate_every=4, embedding_dim=4, adaptive_hidden=8, feature_dropout=0.2, keep="last", **arm
+        )
         train_reward(TABLES, home / "clip", config, out, run)
     elif stage == "generator":
         config = generator(unknown_dropout=0.3, user_lr_factor=3.0, terminal_groups=1, **arm)
