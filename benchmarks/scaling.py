@@ -7,6 +7,9 @@ weights). Rounds alternate between one and two, so that whatever else the machin
     encode,     seconds of the whole work after the workers have started: in this process ("here"), on one Dask worker
     evaluate    and on two
 
+Seconds are told twice: by the clock, and as processor seconds of the busiest, which other work on the machine leaves
+alone: of the first process of a training; of the slower worker and of what this process does beside them.
+
 What comes out must be the same bytes with one and with two, or this stops.
 
     python -m benchmarks.scaling --rounds 3
@@ -35,6 +38,7 @@ from benchmarks.common import hardware, record
 
 __all__ = ["main"]
 
+Seconds = dict[str, dict[str, list[tuple[float, float]]]]
 STEPS = 16  # of a training; the first is not counted
 LAUNCH = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--main_process_port", "0",
           "--mixed_precision", "no", "--dynamo_backend", "no", "--num_processes")  # fmt: skip
@@ -69,14 +73,16 @@ def main() -> None:
         _python("-m", "benchmarks.scaling", "--users", str(options.users), "--work", "make", str(root), str(root))
         seconds = _rounds(root, Path(scratch), options.rounds)
     rows = _rows(seconds)
-    headlines = {"scaling": {f"{row['what']}_two_over_one": row["ratio"] for row in rows if row["workers"] == 2}}
-    record("scaling", [], headlines, rows=rows, seconds=seconds, load_before=load, load_after=os.getloadavg())
+    headlines = {
+        "scaling": {f"{row['what']}_two_over_one": row["seconds_ratio"] for row in rows if row["workers"] == 2}
+    }
+    record("scaling", [], {"scaling": two}, rows=rows, seconds=seconds, load_before=load, load_after=os.getloadavg())
     _show(rows, load)
 
 
-def _rounds(root: Path, scratch: Path, rounds: int) -> dict[str, dict[str, list[float]]]:
-    """Seconds by what was done and by how many did it, one number a round."""
-    found: dict[str, dict[str, list[float]]] = {}
+def _rounds(root: Path, scratch: Path, rounds: int) -> Seconds:
+    """Seconds, by the clock and of a processor, by what was done and by how many did it, one pair a round."""
+    found: Seconds = {}
     prints: dict[str, str] = {}
     for turn in range(rounds):
         for how in ("here", "1", "2"):
@@ -85,7 +91,7 @@ def _rounds(root: Path, scratch: Path, rounds: int) -> dict[str, dict[str, list[
             _one_turn(root, out, how)
             for file in sorted(out.glob("*.json")):
                 told = json.loads(file.read_text())
-                found.setdefault(file.stem, {}).setdefault(how, []).append(told["seconds"])
+                found.setdefault(file.stem, {}).setdefault(how, []).append((told["seconds"], told["cpu"]))
                 if prints.setdefault(file.stem, told["print"]) != told["print"]:
                     raise SystemExit(f"{file.stem}: other bytes with {how} than with those before")
             print(f"round {turn + 1}/{rounds}: {how}", file=sys.stderr, flush=True)
@@ -134,10 +140,8 @@ def train(root: Path, out: Path) -> None:
         tables = load_tables(root / "data", root / "split", SIDE, splits=("train", "valid"))
         optimiser = OptimiserConfig(steps=STEPS, lr=1e-3, accumulate=2, log_every=1)
         for name in ("reward", "generator"):
-            told: list[float] = []
-            run = TrainingRun(
-                name, 0, processes=processes, on_metrics=lambda step, _, told=told: told.append(time.perf_counter())
-            )
+            told: list[tuple[float, float]] = []
+            run = TrainingRun(name, 0, processes=processes, on_metrics=lambda step, _, told=told: told.append(_now()))
             into = out / f"{name}-{processes.rank}"
             if name == "reward":
                 reward = RewardConfig(optimiser=optimiser, batch_groups=32, evaluate_every=STEPS)
@@ -149,8 +153,8 @@ def train(root: Path, out: Path) -> None:
                 folders = (root / "encode", root / "diffusion", root / "dpo")
                 train_generator(tables, *folders, generator, SamplingConfig(), into, run)
             if processes.leads:
-                steps = [b - a for a, b in pairwise(told)]
-                _tell(out / f"{name}-step.json", statistics.median(steps), into)
+                clock, cpu = ([b[i] - a[i] for a, b in pairwise(told)] for i in (0, 1))
+                _tell(out / f"{name}-step.json", (statistics.median(clock), statistics.median(cpu)), into)
 
 
 def here(root: Path, out: Path) -> None:
@@ -169,36 +173,57 @@ def shards(root: Path, out: Path, workers: int, fan_out: Any) -> None:
     from perfusion.evaluation.generator import evaluate_generator
     from perfusion.generation import encode
 
-    list(fan_out(_wait, [3.0] * workers))
+    spread = partial(fan_out, _busy)
     tables = load_tables(root / "data", root / "split", SIDE, splits=("train", "valid"))
-    began = time.perf_counter()
+    before, began = dict(spread([2.0] * workers)), _now()
     encode(tables, root / "diffusion", EncodeConfig(), out / "encode", fan_out=fan_out)
-    _tell(out / "encode.json", time.perf_counter() - began, out / "encode")
+    between, ended = dict(spread([2.0] * workers)), _now()
+    _tell(out / "encode.json", _taken(began, ended, before, between), out / "encode")
     models = [root / name for name in ("clip", "clip", "reward", "diffusion", "sft", "dpo", "generator")]
-    began = time.perf_counter()
+    began = _now()
     evaluate_generator(
         root / "data", root / "split", *models, out / "evaluation", image_size=SIDE, twin=True,
         config=EvaluateConfig(pairs=96, batch_pictures=16), gates=GatesConfig(resamples=200, min_users=5), seed=0,
         fan_out=fan_out,
     )  # fmt: skip
-    _tell(out / "evaluate.json", time.perf_counter() - began, out / "evaluation")
+    ended = _now()
+    _tell(out / "evaluate.json", _taken(began, ended, between, dict(spread([2.0] * workers))), out / "evaluation")
 
 
-def _wait(seconds: float) -> None:
-    """Import what shards need, and hold the worker for a while, so that the next of these goes to another one."""
+def _now() -> tuple[float, float]:
+    """The clock, and this process's processor seconds."""
+    return time.perf_counter(), time.process_time()
+
+
+def _busy(seconds: float) -> tuple[int, float]:
+    """A worker's number and processor seconds, after importing what shards need.
+
+    The worker is held for a while, so that the next of these goes to another one.
+    """
     import perfusion.evaluation.studio  # noqa: F401
 
     time.sleep(seconds)
+    return os.getpid(), time.process_time()
 
 
-def _tell(file: Path, seconds: float, made: Path) -> None:
+def _taken(
+    began: tuple[float, float], ended: tuple[float, float], before: Mapping[int, float], after: Mapping[int, float]
+) -> tuple[float, float]:
+    """Seconds by the clock, and processor seconds here and of the busiest worker."""
+    workers = [after[pid] - before[pid] for pid in before.keys() & after.keys()]
+    if before.keys() != after.keys():
+        raise SystemExit(f"workers {sorted(before)} became {sorted(after)}: one was not asked, or died")
+    return ended[0] - began[0], ended[1] - began[1] + max(workers, default=0.0)
+
+
+def _tell(file: Path, seconds: tuple[float, float], made: Path) -> None:
     """Keep how long it took, and a print of every file made but those that tell of time."""
     digest = hashlib.blake2b(digest_size=12)
     for part in sorted(made.rglob("*")):
         if part.is_file() and part.suffix != ".json":
             digest.update(f"{part.relative_to(made)}\0".encode())
             digest.update(part.read_bytes())
-    file.write_text(json.dumps({"seconds": seconds, "print": digest.hexdigest()}))
+    file.write_text(json.dumps({"seconds": seconds[0], "cpu": seconds[1], "print": digest.hexdigest()}))
 
 
 def _python(*arguments: str) -> None:
@@ -212,27 +237,30 @@ def _python(*arguments: str) -> None:
         raise SystemExit(f"{' '.join(arguments)}: exit code {done.returncode}\n{done.stdout[-3000:]}")
 
 
-def _rows(seconds: Mapping[str, Mapping[str, Sequence[float]]]) -> list[dict[str, Any]]:
+def _rows(seconds: Seconds) -> list[dict[str, Any]]:
     """A row for each thing done and number of workers: median seconds, and the ratio to one worker round by round."""
     rows = []
     for what, by_how in seconds.items():
         one = by_how.get("1", by_how["here"])  # a training alone is here
         for how, taken in by_how.items():
-            ratios = [mine / theirs for mine, theirs in zip(taken, one, strict=True)]
-            rows.append({
-                "what": what, "workers": {"here": 0 if "1" in by_how else 1, "1": 1, "2": 2}[how],
-                "seconds": statistics.median(taken), "ratio": statistics.median(ratios), "ratios": ratios,
-            })  # fmt: skip
+            workers = {"here": 0 if "1" in by_how else 1, "1": 1, "2": 2}[how]
+            row: dict[str, Any] = {"what": what, "workers": workers}
+            for place, name in enumerate(("seconds", "cpu")):
+                ratios = [mine[place] / theirs[place] for mine, theirs in zip(taken, one, strict=True)]
+                row |= {name: statistics.median(pair[place] for pair in taken), f"{name}_ratios": ratios}
+                row[f"{name}_ratio"] = statistics.median(ratios)
+            rows.append(row)
     return rows
 
 
 def _show(rows: Sequence[Mapping[str, Any]], load: Sequence[float]) -> None:
     print(f"\n### Scaling\n\n{hardware()}; load before {load[0]:.1f}\n")
-    print("| what | workers | seconds | ratio to one | of each round |\n|---|---|---|---|---|")
+    print("| what | workers | seconds | ratio to one | processor s of the busiest | ratio to one |")
+    print("|---|---|---|---|---|---|")
     for row in rows:
-        each = " ".join(f"{ratio:.3f}" for ratio in row["ratios"])
-        workers = row["workers"] or "here"
-        print(f"| {row['what']} | {workers} | {row['seconds']:.3f} | {row['ratio']:.3f} | {each} |")
+        cells = [row["what"], row["workers"] or "here"]
+        cells += [f"{row[name]:.3f}" for name in ("seconds", "seconds_ratio", "cpu", "cpu_ratio")]
+        print("| " + " | ".join(map(str, cells)) + " |")
 
 
 if __name__ == "__main__":

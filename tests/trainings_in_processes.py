@@ -17,7 +17,7 @@ from small_generator import SIZE, TWIN, generator, group_table, make_home, prefe
 
 from perfusion.config import ClipConfig, OptimiserConfig, PickScoreConfig, RewardConfig
 from perfusion.distributed import ALONE, Processes, joined
-from perfusion.generation.train import train_dpo, train_generator, train_sft
+from perfusion.generation.train import train_dpo, train_generator
 from perfusion.loop import TrainingRun
 from perfusion.reward import train_pickscore, train_reward, twin
 
@@ -25,9 +25,7 @@ __all__ = ["HALF", "STEPS", "TRAININGS", "make_models", "train_all", "train_one"
 
 STEPS, HALF = 6, 3
 #: (stage, micro-batches a step) of every training.
-TRAININGS = (
-    ("pickscore", 2), ("reward", 2), ("reward", 3), ("sft", 2), ("dpo", 3), ("generator", 2), ("generator", 3),
-)  # fmt: skip
+TRAININGS = (("pickscore", 2), ("reward", 2), ("dpo", 3), ("generator", 2))
 TABLES = {"train": group_table(), "valid": group_table(6)}
 
 
@@ -64,8 +62,7 @@ def train_one(
         config = generator(unknown_dropout=0.3, user_lr_factor=3.0, terminal_groups=1, **arm)
         train_generator(TABLES, home / "encode", home / "diffusion", home / "dpo", config, TWIN.sampling, out, run)
     else:
-        train = {"sft": train_sft, "dpo": train_dpo}[stage]
-        train(TABLES, home / "encode", home / "diffusion", preferences(**arm), out, run)
+        train_dpo(TABLES, home / "encode", home / "diffusion", preferences(**arm), out, run)
     return curve
 
 

@@ -17,7 +17,8 @@ from perfusion.distributed import ALONE, Processes
 from perfusion.errors import ConfigError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-ROUNDING = 1e-5  # of curves and of weights, where three micro-batches are summed in another order
+CURVE = 1e-5  # relative, where three micro-batches are summed in another order
+WEIGHTS = 1e-4  # of the largest of its tensor, after six steps: AdamW divides by the gradient's size, be it tiny
 TWO = ("--multi_gpu", "--num_machines", "1", "--num_processes", "2", "--main_process_port", "0")
 PLAIN = ("--mixed_precision", "no", "--dynamo_backend", "no")
 
@@ -75,8 +76,8 @@ def test_two_processes_train_what_one_trains(
         assert apart(one / name, two / name) == 0.0
     else:
         for alone, shared in zip(*curves, strict=True):
-            assert shared == pytest.approx(alone, rel=ROUNDING, abs=ROUNDING)
-        assert apart(one / name, two / name) < ROUNDING
+            assert shared == pytest.approx(alone, rel=CURVE, abs=CURVE)
+        assert apart(one / name, two / name) < WEIGHTS
 
 
 @pytest.mark.slow
