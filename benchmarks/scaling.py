@@ -73,9 +73,7 @@ def main() -> None:
         _python("-m", "benchmarks.scaling", "--users", str(options.users), "--work", "make", str(root), str(root))
         seconds = _rounds(root, Path(scratch), options.rounds)
     rows = _rows(seconds)
-    headlines = {
-        "scaling": {f"{row['what']}_two_over_one": row["seconds_ratio"] for row in rows if row["workers"] == 2}
-    }
+    two = {f"{row['what']}_two_over_one": row["seconds_ratio"] for row in rows if row["workers"] == 2}
     record("scaling", [], {"scaling": two}, rows=rows, seconds=seconds, load_before=load, load_after=os.getloadavg())
     _show(rows, load)
 
