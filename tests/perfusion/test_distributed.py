@@ -13,6 +13,7 @@ import torch
 import trainings_in_processes as trainings
 from safetensors.torch import load_file
 
+from perfusion import distributed
 from perfusion.distributed import ALONE, Processes
 from perfusion.errors import ConfigError
 
@@ -108,3 +109,35 @@ def test_alone_nothing_is_exchanged() -> None:
     assert parameter.grad is None
     assert ALONE.gather([(1, "b"), (0, "a")]) == ["a", "b"]
     ALONE.start_alike(3, [torch.nn.Linear(1, 1)], None)
+
+
+def test_gradients_are_summed_in_runs_of_bounded_size_and_one_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "_BUCKET", 10)
+    sizes = [4, 5, 2, 30, 1, 1]
+    gradients = [torch.ones(size, dtype=torch.float64 if place == 5 else None) for place, size in enumerate(sizes)]
+    buckets = [[len(gradient) for gradient in bucket] for bucket in distributed._buckets(gradients)]
+    assert buckets == [[4, 5], [2], [30], [1], [1]]
+    assert list(distributed._buckets([])) == []
+
+
+class _Both:
+    """Stands for two processes: sums what both hold, this one's and `other`."""
+
+    def __init__(self, *other: torch.Tensor) -> None:
+        self.other = list(other)
+
+    def all_reduce(self, tensor: torch.Tensor) -> None:
+        tensor.add_(self.other.pop(0))
+
+
+def test_a_weight_that_another_process_alone_touched_gets_its_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And one that nobody touched keeps none: an optimiser then leaves it alone, as it does in one process."""
+    mine, theirs, nobodys = (torch.nn.Parameter(torch.zeros(2)) for _ in range(3))
+    mine.grad = torch.tensor([1.0, 2.0])
+    others = _Both(torch.tensor([1.0, 1.0, 0.0]), torch.tensor([10.0, 20.0, 3.0, 4.0]))
+    monkeypatch.setattr(distributed, "dist", others)
+    Processes(0, 2).add_up([mine, theirs, nobodys])
+    assert mine.grad.tolist() == [11.0, 22.0]
+    assert theirs.grad is not None
+    assert theirs.grad.tolist() == [3.0, 4.0]
+    assert nobodys.grad is None
