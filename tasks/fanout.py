@@ -43,24 +43,22 @@ def on_workers(workers: int, threads: int, work: Callable[[FanOut], R]) -> R:
         Whatever a shard or `work` raises.
     """
     address = os.environ.get("DASK_SCHEDULER_ADDRESS")
-    local = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None, "memory_limit": 0}
+    local = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0", "memory_limit": 0}
     runner = DaskTaskRunner(address=address) if address else DaskTaskRunner(cluster_kwargs=local)
     spread = partial(_spread, threads=threads, ahead=_AHEAD * workers)
     token = _work.set(lambda: work(spread))
     try:
         with dask.config.set({"distributed.nanny.pre-spawn-environ": cpu_environment(threads)}):
-            return fan_out.with_options(task_runner=runner)()
+            return _fan_out.with_options(task_runner=runner)()
     finally:
         _work.reset(token)
 
 
-@flow(name="fan-out", persist_result=False, validate_parameters=False)
-def fan_out() -> Any:
+def run_work() -> Any:
     """The work that `on_workers` was given."""
     return _work.get()()
 
 
-@task(name="shard", cache_policy=NO_CACHE, persist_result=False)
 def compute_shard(packed: bytes, threads: int) -> bytes:
     """One shard, packed, because Prefect looks through whatever else is passed to a task."""
     import torch
@@ -70,11 +68,16 @@ def compute_shard(packed: bytes, threads: int) -> bytes:
     return pickle.dumps(function(shard))
 
 
+# no decorators: a function that a worker finds under its own name is sent as a name, others with all they refer to
+_fan_out = flow(run_work, name="fan-out", persist_result=False, validate_parameters=False)
+_shard = task(compute_shard, name="shard", cache_policy=NO_CACHE, persist_result=False)
+
+
 def _spread(function: Callable[[T], R], shards: Iterable[T], /, *, threads: int, ahead: int) -> Iterator[R]:
     """Results in the order of the shards, at most `ahead` of which are on their way at a time."""
     waiting: deque[Any] = deque()
     for shard in shards:
-        waiting.append(compute_shard.submit(pickle.dumps((function, shard)), threads))
+        waiting.append(_shard.submit(pickle.dumps((function, shard)), threads))
         if len(waiting) >= ahead:
             yield pickle.loads(waiting.popleft().result())
     while waiting:

@@ -92,7 +92,7 @@ class _Submitted:
 
 
 def test_results_come_in_order_and_few_shards_wait_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.fanout.compute_shard.submit", _Submitted)
+    monkeypatch.setattr("tasks.fanout._shard.submit", _Submitted)
     assert list(_spread(_double, range(5), threads=1, ahead=3)) == [0, 2, 4, 6, 8]
     assert _Submitted.most == 3
     assert _Submitted.waiting == 0
