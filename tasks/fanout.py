@@ -17,8 +17,10 @@ from typing import Any, TypeVar
 import dask
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
+from prefect.settings import PREFECT_API_URL
 from prefect_dask import DaskTaskRunner
 
+from perfusion.errors import ConfigError
 from perfusion.fanout import FanOut
 from tasks.process import cpu_environment
 
@@ -40,8 +42,15 @@ def on_workers(workers: int, threads: int, work: Callable[[FanOut], R]) -> R:
         work: is handed what maps a function over shards; function, shards and results are pickled.
 
     Raises:
+        ConfigError: there is no Prefect server that this process and the workers could share.
         Whatever a shard or `work` raises.
     """
+    if PREFECT_API_URL.value() is None:  # Prefect would start one here and another one in every worker
+        raise ConfigError(
+            f"workers {workers}: their task runs need a Prefect server, and PREFECT_API_URL names none\n"
+            "remedy: `perfusion retrain` and `perfusion stage NAME` start one; for `dvc repro` run `make prefect` in "
+            "another terminal and set PREFECT_API_URL=http://127.0.0.1:4200/api; or set workers to 1"
+        )
     address = os.environ.get("DASK_SCHEDULER_ADDRESS")
     local = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0", "memory_limit": 0}
     runner = DaskTaskRunner(address=address) if address else DaskTaskRunner(cluster_kwargs=local)

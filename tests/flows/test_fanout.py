@@ -12,7 +12,7 @@ import torch
 from benchmarks.untrained import make_stages
 from perfusion.config import EncodeConfig, EvaluateConfig, GatesConfig
 from perfusion.data import load_tables
-from perfusion.errors import DataError
+from perfusion.errors import ConfigError, DataError
 from perfusion.evaluation.generator import evaluate_generator
 from perfusion.fanout import FanOut, in_turn, stamp
 from perfusion.generation import encode
@@ -98,6 +98,12 @@ def test_results_come_in_order_and_few_shards_wait_at_a_time(monkeypatch: pytest
     assert _Submitted.waiting == 0
     with pytest.raises(DataError, match="five cannot be doubled"):
         list(_spread(_double, range(7), threads=1, ahead=3))
+
+
+def test_without_a_server_to_share_workers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.fanout.PREFECT_API_URL", type("Unset", (), {"value": staticmethod(lambda: None)}))
+    with pytest.raises(ConfigError, match="workers 2: their task runs need a Prefect server"):
+        on_workers(2, 1, lambda fan_out: None)
 
 
 def test_a_model_that_was_trained_again_has_another_stamp(tmp_path: Path) -> None:
