@@ -98,7 +98,7 @@ def pictures(
     """Every arm's pictures, judged: one row a picture, and seconds a picture by arm."""
     from perfusion.data import read_groups, read_users
     from perfusion.evaluation.arms import PipelineArm
-    from perfusion.evaluation.generator import draw, score_pictures
+    from perfusion.evaluation.drawn import draw, score_pictures
     from perfusion.evaluation.items import choose_items
     from perfusion.evaluation.ratings import training_ratings
     from perfusion.generation import PerFusionPipeline

@@ -88,6 +88,10 @@ def stage(
         near = difflib.get_close_matches(name, stages, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"stages: {', '.join(stages)}"
         raise ConfigError(f"{name!r} is no stage of {place.dvc_yaml}; {hint}")
+    if place.params().workers > 1:
+        from flows.server import start_server
+
+        start_server()()  # for the shards' task runs
     with place.held():
         require_disk(place)
         result = run_stage(place, name, typer.echo, force=force, threads=place.params().threads)

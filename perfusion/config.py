@@ -401,6 +401,13 @@ class Params(Section):
     )
     seed: int = 0
     threads: Count = Field(1, description="torch threads per process")
+    processes: Count = Field(
+        1,
+        description="of a training on this machine, that share a step's micro-batches: `optimiser.accumulate` at most",
+    )
+    workers: Count = Field(
+        1, description="Dask workers on this machine that share encoding, drawing and judging; 1 starts none"
+    )
     compute: ComputeConfig = PLAIN
     data: DataConfig = DataConfig()
     clip: ClipConfig = ClipConfig()

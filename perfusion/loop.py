@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from perfusion.checkpoint import load_training_state, save_training_state
 from perfusion.compute import Compute
 from perfusion.config import PLAIN, ComputeConfig, OptimiserConfig
+from perfusion.distributed import ALONE, Processes
 from perfusion.errors import DataError, DivergenceError
 from perfusion.optimiser import build_optimisers
 from perfusion.progress import Progress
@@ -38,6 +39,7 @@ class TrainingRun:
         state_dir: folder of the resumable state; None trains without one.
         key: `run_key` of all that the run depends on; a state with another key is ignored.
         compute: device, precision and the like, for the trainings that heed it.
+        processes: that share its micro-batches; all but the first log nothing and keep no state.
         on_metrics: called with (step, metrics) every `log_every` steps and at the last one.
         on_sample: called with the step after it completed, at `sample_steps`; may be slow.
         on_pictures: called with (step, uint8 pictures (n, 3, S, S)) by trainings that draw samples at `sample_steps`.
@@ -48,6 +50,7 @@ class TrainingRun:
     state_dir: Path | None = None
     key: str = ""
     compute: ComputeConfig = PLAIN
+    processes: Processes = ALONE
     on_metrics: Callable[[int, Metrics], None] | None = None
     on_sample: Callable[[int], None] | None = None
     on_pictures: Callable[[int, Tensor], None] | None = None
@@ -96,8 +99,11 @@ def train(
     config: OptimiserConfig,
     groups: ParameterGroups | None = None,
     ema: Mapping[str, nn.Module] | None = None,
+    check: Callable[[Metrics], None] | None = None,
 ) -> Metrics:
     """Minimise `objective(step)` over the trainable parameters of `modules`; resume where a crash left off.
+
+    With several processes (`run.processes`) each computes some of a step's micro-batches; see `perfusion.distributed`.
 
     Args:
         run: name, seed, state folder and callbacks.
@@ -107,11 +113,13 @@ def train(
         config: method, steps, learning rate, warm-up, schedule, weight decay, clipping, accumulation.
         groups: parameter groups; a group's own "lr" is kept and scaled by the schedule. Default: one group.
         ema: modules (same names and shapes) that follow an exponential moving average with `config.ema_decay`.
+        check: called with the metrics of every micro-batch, in their order, in every process; stops by raising.
 
     Returns:
-        The metrics of the last step.
+        The metrics of the last step, of its last micro-batch.
 
     Raises:
+        ConfigError: more processes than micro-batches.
         DivergenceError: the loss is not finite.
     """
     trainable = [p for module in modules.values() for p in module.parameters() if p.requires_grad]
@@ -120,9 +128,10 @@ def train(
     scaler = Compute(run.compute).scaler()
     state_file = run.state_dir / f"{run.name}.pt" if run.state_dir is not None else None
     start, metrics = _resume(state_file, run, modules, optimisers, scaler, ema)
+    run.processes.start_alike(start, [*modules.values(), *(ema or {}).values()], state_file)
     stepped = [group for optimiser in optimisers for group in optimiser.param_groups]  # loading a state makes new ones
     progress = Progress(run.name, config.steps, start)
-    if start:
+    if start and run.processes.leads:
         sys.stderr.write(f"{run.name}: resuming at step {start} of {config.steps}\n")
     saved = time.monotonic()
     for step in range(start, config.steps):
@@ -131,15 +140,21 @@ def train(
             group["lr"] = rate * factor
         for optimiser in optimisers:
             optimiser.zero_grad(set_to_none=True)
-        for micro in range(config.accumulate):
+        told = []
+        for micro in run.processes.mine(config.accumulate):
             seed_step(run.seed, run.name, step, micro)
-            loss, metrics = objective(step * config.accumulate + micro)
+            loss, found = objective(step * config.accumulate + micro)
             if not torch.isfinite(loss):
                 raise DivergenceError(
                     f"{run.name}: loss is {loss.item()} at step {step}; "
                     f"lower {run.name}.optimiser.lr (now {config.lr:g})"
                 )
             scaler.scale(loss / config.accumulate).backward()
+            told.append((micro, {"loss": loss.item(), **found}))
+        run.processes.add_up(trainable)
+        for metrics in run.processes.gather(told):
+            if check is not None:
+                check(metrics)
         for optimiser in optimisers:
             scaler.unscale_(optimiser)
         norm = nn.utils.clip_grad_norm_(trainable, config.grad_clip)
@@ -148,13 +163,15 @@ def train(
         scaler.update()
         _follow(ema, modules, config.ema_decay, step)
         done = step + 1
-        metrics = {"loss": loss.item(), **metrics, "grad_norm": norm.item(), "lr": config.lr * factor}
-        progress.show(done, metrics)
+        metrics = {**metrics, "grad_norm": norm.item(), "lr": config.lr * factor}
+        if run.processes.leads:
+            progress.show(done, metrics)
         if run.on_metrics is not None and (done % config.log_every == 0 or done == config.steps):
             run.on_metrics(done, metrics)
         if run.on_sample is not None and done in run.sample_steps:
             run.on_sample(done)
-        if state_file is not None and (time.monotonic() - saved > config.checkpoint_seconds or done == config.steps):
+        late = time.monotonic() - saved > config.checkpoint_seconds or done == config.steps
+        if state_file is not None and run.processes.leads and late:
             _save(state_file, run, modules, optimisers, scaler, ema, done, metrics)
             saved = time.monotonic()
     return metrics

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from tasks.workspace import Workspace
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from perfusion.distributed import Processes
     from perfusion.loop import TrainingRun
 
 __all__ = [
@@ -50,6 +52,7 @@ class StageRun:
         params: all parameters; the stage hands its own section on.
         key: names everything that the stage depends on.
         log: its live log.
+        processes: that share its training, where a launcher started several; None is this one alone.
     """
 
     name: str
@@ -57,6 +60,12 @@ class StageRun:
     params: Params
     key: str
     log: LiveLog = field(repr=False)
+    processes: Processes | None = None
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process logs and writes; of several that share a training one does."""
+        return self.processes is None or self.processes.leads
 
     @property
     def state(self) -> Path:
@@ -64,6 +73,7 @@ class StageRun:
 
     def training(self, name: str, optimiser: OptimiserConfig, compute: ComputeConfig = PLAIN) -> TrainingRun:
         """A resumable training run whose metrics and sample pictures go to the stage's live log."""
+        from perfusion.distributed import ALONE
         from perfusion.loop import TrainingRun
 
         steps = optimiser.steps
@@ -80,22 +90,27 @@ class StageRun:
         sample_steps = frozenset(max(1, steps * part // SAMPLES) for part in range(1, SAMPLES + 1))
         return TrainingRun(
             name=name, seed=self.params.seed, state_dir=self.state, key=self.key, compute=compute,
-            on_metrics=on_metrics, on_pictures=on_pictures, sample_steps=sample_steps,
+            processes=self.processes or ALONE, on_metrics=on_metrics if self.leads else None,
+            on_pictures=on_pictures if self.leads else None, sample_steps=sample_steps,
         )  # fmt: skip
 
 
-def begin_stage(name: str, workspace: Workspace) -> StageRun:
+def begin_stage(name: str, workspace: Workspace, processes: Processes | None = None) -> StageRun:
     """Read parameters, compute the stage's key, and begin its log or go on with the one a crash cut short.
 
     Args:
         name: of the stage.
         workspace: where.
+        processes: that share the stage's training; all but the first leave the log alone.
 
     Raises:
         ConfigError: parameters are wrong, or dvc.yaml has no such stage.
     """
     params = workspace.params()
-    return resumable(name, workspace, params, stage_key(name, workspace, params))
+    key = stage_key(name, workspace, params)
+    if processes is not None and not processes.leads:
+        return StageRun(name, workspace, params, key, LiveLog(workspace.log(name)), processes)
+    return replace(resumable(name, workspace, params, key), processes=processes)
 
 
 def resumable(name: str, workspace: Workspace, params: Params, key: str) -> StageRun:
@@ -149,8 +164,19 @@ def _resumed_steps(folder: Path, key: str) -> dict[str, int]:
 
 
 @contextmanager
-def whole(*outs: Path) -> Iterator[tuple[Path, ...]]:
-    """Folders to write into that take the names `outs` when the block ends well, and vanish when it does not."""
+def whole(*outs: Path, keep: bool = True) -> Iterator[tuple[Path, ...]]:
+    """Folders to write into that take the names `outs` when the block ends well, and vanish when it does not.
+
+    Args:
+        keep: False for a process whose results another one of the same training writes: its own vanish always.
+    """
+    if not keep:
+        with tempfile.TemporaryDirectory(prefix="perfusion-") as scratch:
+            discarded = tuple(Path(scratch) / out.name for out in outs)
+            for part in discarded:
+                part.mkdir()
+            yield discarded
+        return
     parts = tuple(out.with_name(f".{out.name}.part") for out in outs)
     try:
         for part in parts:

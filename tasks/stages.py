@@ -16,7 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perfusion.errors import PerFusionError
+from perfusion.errors import ConfigError, PerFusionError
+from tasks.launching import is_launched, launch, processes_of, together
 from tasks.livelog import append_record
 from tasks.process import cpu_environment, die_with_parent
 from tasks.stage_run import StageRun, begin_stage, record_seconds, whole, write_metrics
@@ -24,6 +25,7 @@ from tasks.workspace import Workspace, open_workspace
 
 if TYPE_CHECKING:
     from perfusion.data import Corpus, GroupTable
+    from perfusion.fanout import FanOut
 
 __all__ = ["STAGES", "explain", "main"]
 
@@ -91,7 +93,7 @@ def pickscore(run: StageRun) -> Metrics:
     from perfusion.reward import train_pickscore
 
     config = run.params.pickscore
-    with whole(run.workspace.pickscore) as (out,):
+    with whole(run.workspace.pickscore, keep=run.leads) as (out,):
         training = run.training("pickscore", config.optimiser)
         return train_pickscore(_tables(run), run.workspace.clip, config, out, training)
 
@@ -102,7 +104,7 @@ def reward(run: StageRun) -> Metrics:
 
     paths, config = run.workspace, run.params.reward
     backbone = {"pickscore": paths.pickscore, "clip": paths.clip}[config.backbone]
-    with whole(paths.reward) as (out,):
+    with whole(paths.reward, keep=run.leads) as (out,):
         return train_reward(_tables(run), backbone, config, out, run.training("reward", config.optimiser))
 
 
@@ -122,9 +124,13 @@ def encode(run: StageRun) -> Metrics:
     """Latents of all pictures and embeddings of all prompts, once."""
     from perfusion.generation import encode as encode_tables
 
+    params, diffusion = run.params, run.workspace.diffusion
     with whole(run.workspace.encode) as (out,):
-        params = run.params
-        return encode_tables(_tables(run), run.workspace.diffusion, params.encode, out, params.seed, params.compute)
+        return _spread(
+            run, lambda fan_out: encode_tables(
+                _tables(run), diffusion, params.encode, out, params.seed, params.compute, fan_out
+            )
+        )  # fmt: skip
 
 
 def dpo(run: StageRun) -> Metrics:
@@ -132,9 +138,9 @@ def dpo(run: StageRun) -> Metrics:
     from perfusion.generation import train_dpo
 
     paths, config = run.workspace, run.params.dpo
-    with whole(paths.dpo) as (out,):
+    with whole(paths.dpo, keep=run.leads) as (out,):
         training = run.training("dpo", config.optimiser, run.params.compute)
-        return train_dpo(_tables(run), paths.encode, paths.diffusion, config, out, training)
+        return train_dpo(_tables(run, pictures=False), paths.encode, paths.diffusion, config, out, training)
 
 
 def sft(run: StageRun) -> Metrics:
@@ -142,9 +148,9 @@ def sft(run: StageRun) -> Metrics:
     from perfusion.generation import train_sft
 
     paths, config = run.workspace, run.params.sft
-    with whole(paths.sft) as (out,):
+    with whole(paths.sft, keep=run.leads) as (out,):
         training = run.training("sft", config.optimiser, run.params.compute)
-        return train_sft(_tables(run), paths.encode, paths.diffusion, config, out, training)
+        return train_sft(_tables(run, pictures=False), paths.encode, paths.diffusion, config, out, training)
 
 
 def generator(run: StageRun) -> Metrics:
@@ -152,10 +158,11 @@ def generator(run: StageRun) -> Metrics:
     from perfusion.generation import train_generator
 
     paths, config = run.workspace, run.params.generator
-    with whole(paths.generator) as (out,):
+    with whole(paths.generator, keep=run.leads) as (out,):
         training = run.training("generator", config.optimiser, run.params.compute)
         sampling = run.params.diffusion.sampling
-        return train_generator(_tables(run), paths.encode, paths.diffusion, paths.dpo, config, sampling, out, training)
+        tables = _tables(run, pictures=False)
+        return train_generator(tables, paths.encode, paths.diffusion, paths.dpo, config, sampling, out, training)
 
 
 def evaluate_generator(run: StageRun) -> Metrics:
@@ -164,10 +171,12 @@ def evaluate_generator(run: StageRun) -> Metrics:
 
     paths, params = run.workspace, run.params
     with whole(paths.generator_evaluation) as (out,):
-        return evaluate(
-            paths.data, paths.split, paths.clip, paths.pickscore, paths.reward, paths.diffusion, paths.sft, paths.dpo,
-            paths.generator, out, image_size=params.data.image_size, twin=params.clip.path is None,
-            config=params.evaluate, gates=params.gates, seed=params.seed,
+        return _spread(
+            run, lambda fan_out: evaluate(
+                paths.data, paths.split, paths.clip, paths.pickscore, paths.reward, paths.diffusion, paths.sft,
+                paths.dpo, paths.generator, out, image_size=params.data.image_size, twin=params.clip.path is None,
+                config=params.evaluate, gates=params.gates, seed=params.seed, fan_out=fan_out,
+            )
         )  # fmt: skip
 
 
@@ -187,7 +196,11 @@ STAGES: dict[str, Callable[[StageRun], Metrics]] = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one stage in the workspace of the current folder; returns 0, 1 for a defect, or 2 for what it explains."""
+    """Run one stage in the workspace of the current folder; returns 0, 1 for a defect, or 2 for what it explains.
+
+    A training that several processes are to share (the parameter `processes`) becomes their launcher; in processes that
+    `accelerate launch` started it shares theirs.
+    """
     parser = argparse.ArgumentParser(prog="python -m tasks.stages", description="Run one stage of dvc.yaml here.")
     parser.add_argument("name", choices=STAGES)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an explained failure too")
@@ -196,9 +209,16 @@ def main(arguments: list[str] | None = None) -> int:
     workspace = open_workspace(Path.cwd())
     began = time.monotonic()
     try:
-        os.environ.update(cpu_environment(workspace.params().threads))
-        run = begin_stage(options.name, workspace)
-        write_metrics(workspace.metrics(options.name), STAGES[options.name](run))
+        params = workspace.params()
+        os.environ.update(cpu_environment(params.threads))
+        if not is_launched() and (count := processes_of(options.name, params)) > 1:
+            launch(sys.argv[1:] if arguments is None else arguments, count)
+        with together(options.name) as processes:
+            run = begin_stage(options.name, workspace, processes)
+            metrics = STAGES[options.name](run)
+        if not run.leads:
+            return 0
+        write_metrics(workspace.metrics(options.name), metrics)
         shutil.rmtree(run.state, ignore_errors=True)
     except Exception as error:
         return explain(workspace, options.name, error, options.debug)
@@ -218,12 +238,34 @@ def explain(workspace: Workspace, stage: str, error: Exception, debug: bool) -> 
     return EXPECTED_FAILURE if expected else 1
 
 
-def _tables(run: StageRun) -> dict[str, GroupTable]:
-    """What training may see: held-out pictures are not even decoded, and `encode` numbers pictures as training does."""
+def _tables(run: StageRun, pictures: bool = True) -> dict[str, GroupTable]:
+    """What training may see: held-out pictures are not even decoded, and `encode` numbers pictures as training does.
+
+    Args:
+        pictures: False for trainings on what `encode` made of them, which decode none.
+    """
     from perfusion.data import load_tables
 
-    paths = run.workspace
-    return load_tables(paths.data, paths.split, run.params.data.image_size, splits=("train", "valid"))
+    paths, size = run.workspace, run.params.data.image_size
+    return load_tables(paths.data, paths.split, size, splits=("train", "valid"), pictures=pictures)
+
+
+def _spread(run: StageRun, work: Callable[[FanOut], Metrics]) -> Metrics:
+    """`work`, whose shards several workers compute where the parameter `workers` asks for them."""
+    if run.params.workers == 1:
+        from perfusion.fanout import in_turn
+
+        return work(in_turn)
+    for name, value in {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "true"}.items():
+        os.environ.setdefault(name, value)  # `perfusion` has set them; `dvc repro` alone has not
+    try:
+        from tasks.fanout import on_workers
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"workers {run.params.workers}: {error.name} is not installed, and without it one process does everything\n"
+            "remedy: pip install 'perfusion[dask]', or set workers to 1"
+        ) from None
+    return on_workers(run.params.workers, run.params.threads, work)
 
 
 def _corpus(run: StageRun, pictures: int) -> Corpus:

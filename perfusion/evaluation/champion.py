@@ -17,7 +17,7 @@ from perfusion.config import EvaluateConfig
 from perfusion.data import load_tables, read_groups, read_users
 from perfusion.errors import DataError
 from perfusion.evaluation.arms import Arm, PipelineArm
-from perfusion.evaluation.generator import draw, score_column, score_pictures
+from perfusion.evaluation.drawn import draw, score_column, score_pictures
 from perfusion.evaluation.items import COLD_SPLITS, choose_items, with_slices
 from perfusion.evaluation.ratings import training_ratings
 from perfusion.evaluation.reward import SPLITS, group_rows, score_table

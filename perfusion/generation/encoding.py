@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from perfusion.compute import pick_device
 from perfusion.config import PLAIN, ComputeConfig, EncodeConfig
 from perfusion.data import GroupTable, shuffle_phrases
 from perfusion.errors import DataError
+from perfusion.fanout import FanOut, in_turn, stamp
 from perfusion.generation.backbone import DiffusionBackbone, load_backbone
 from perfusion.generation.codec import to_unit
 from perfusion.generation.text import embed_prompts
@@ -29,6 +31,7 @@ from perfusion.seeding import generator_for
 __all__ = ["EncodedData", "encode", "open_encoded"]
 
 _PROMPTS = 256  # encoded at a time
+_SHARD = 4  # batches of pictures
 _NEGLIGIBLE = 1e-5  # a codec whose posterior is narrower has no spread worth keeping
 
 
@@ -75,10 +78,9 @@ class EncodedData:
         return torch.from_numpy(self.contexts[rows, orders]).float()
 
 
-@torch.no_grad()
 def encode(
     tables: Mapping[str, GroupTable], diffusion_dir: Path, config: EncodeConfig, out: Path, seed: int = 0,
-    compute: ComputeConfig = PLAIN,
+    compute: ComputeConfig = PLAIN, fan_out: FanOut = in_turn,
 ) -> dict[str, float]:  # fmt: skip
     """Encode every picture and prompt of the tables with a frozen backbone.
 
@@ -88,49 +90,98 @@ def encode(
         out: folder to write (mean.npy, std.npy where the codec has spread, contexts.npy, index.json).
         seed: of the phrase orders.
         compute: its device; encoding is float32 always.
+        fan_out: computes the shards: `_SHARD` batches of pictures, or a batch of prompts.
 
     Returns:
         Counts and the latents' standard deviation.
+
+    Raises:
+        DataError: there are no pictures.
     """
-    backbone = load_backbone(diffusion_dir)
-    device = pick_device(compute.device)
-    parts: tuple[torch.nn.Module, ...] = (backbone.vae, backbone.text_encoder)
-    for part in parts:
-        part.to(device)
     table = next(iter(tables.values()))
+    if not len(table.pixels):
+        raise DataError("no pictures to encode: the split holds no training groups")
+    encoder = _Encoder(diffusion_dir, compute.device, config.batch_images, config.flip, stamp(diffusion_dir))
     out.mkdir(parents=True, exist_ok=True)
-    spread = _encode_pictures(backbone, table.pixels, config, out)
+    spread = _encode_pictures(encoder, table.pixels, config, out, fan_out)
     prompts = sorted({prompt for part in tables.values() for prompt in part.prompts})
-    _encode_prompts(backbone, prompts, config, out, seed)
+    _encode_prompts(encoder, prompts, config, out, seed, fan_out)
     index = {"pictures": len(table.pixels), "names": _digest(table.image_ids), "prompts": prompts}
     atomic_write(out / "index.json", json.dumps(index, ensure_ascii=False).encode())
     return {"pictures": len(table.pixels), "prompts": len(prompts), "latent_std": spread}
 
 
-def _encode_pictures(backbone: DiffusionBackbone, pixels: Tensor, config: EncodeConfig, out: Path) -> float:
-    """mean.npy, and std.npy where the codec has spread, batch by batch; returns the standard deviation of some means.
+@dataclass(frozen=True)
+class _Encoder:
+    """What a shard needs to know.
 
-    Raises:
-        DataError: there are no pictures.
+    Attributes:
+        diffusion_dir: the backbone.
+        device: as in `ComputeConfig`.
+        batch_images: pictures at a time.
+        flip: whether mirrored pictures are encoded too.
+        stamp: of the backbone's files.
     """
-    if not len(pixels):
-        raise DataError("no pictures to encode: the split holds no training groups")
-    scale = backbone.vae.config.scaling_factor
+
+    diffusion_dir: Path
+    device: str
+    batch_images: int
+    flip: bool
+    stamp: tuple[tuple[str, int, int], ...]
+
+    @torch.no_grad()
+    def pictures(self, pixels: Tensor) -> tuple[np.ndarray, np.ndarray | None]:
+        """Means and spreads (n, V, C, H, W), in the denoiser's units, of pictures (n, 3, S, S) uint8; None for none."""
+        vae = _loaded(self).vae
+        scale = vae.config.scaling_factor
+        means, spreads = [], []
+        for part in pixels.split(self.batch_images):
+            batch = to_unit(part.to(vae.device))
+            views = [batch, batch.flip(-1)] if self.flip else [batch]
+            posteriors = [vae.encode(view).latent_dist for view in views]
+            means.append(torch.stack([posterior.mean * scale for posterior in posteriors], 1).cpu())
+            spreads.append(torch.stack([posterior.std * scale for posterior in posteriors], 1).cpu())
+        std = torch.cat(spreads)
+        return torch.cat(means).numpy(), std.numpy() if float(std.max()) > _NEGLIGIBLE else None
+
+    @torch.no_grad()
+    def prompts(self, written: Sequence[str]) -> np.ndarray:
+        """Conditions (n, T, D) of prompts as they are written."""
+        backbone = _loaded(self)
+        return embed_prompts(backbone.tokenizer, backbone.text_encoder, written).cpu().numpy()
+
+
+@lru_cache(maxsize=1)
+def _loaded(encoder: _Encoder) -> DiffusionBackbone:
+    """The backbone, read once for all shards of a process."""
+    backbone = load_backbone(encoder.diffusion_dir)
+    parts: tuple[torch.nn.Module, ...] = (backbone.vae, backbone.text_encoder)
+    for part in parts:
+        part.to(pick_device(encoder.device))
+    return backbone
+
+
+def _encode_pictures(
+    encoder: _Encoder, pixels: Tensor, config: EncodeConfig, out: Path, fan_out: FanOut
+) -> float:  # fmt: skip
+    """mean.npy, and std.npy where the codec has spread, shard by shard; returns the standard deviation of some means.
+
+    The first shard says whether the codec has spread.
+    """
     mean: np.memmap | None = None
     std: np.memmap | None = None
-    for start in range(0, len(pixels), config.batch_images):
-        batch = to_unit(pixels[start : start + config.batch_images].to(backbone.vae.device))
-        views = [batch, batch.flip(-1)] if config.flip else [batch]
-        posteriors = [backbone.vae.encode(view).latent_dist for view in views]
+    done = 0
+    shards = (part.clone() for part in pixels.split(_SHARD * config.batch_images))  # a view is pickled with all pixels
+    for means, spreads in fan_out(encoder.pictures, shards):
         if mean is None:
-            shape = (len(pixels), len(views), *posteriors[0].mean.shape[1:])
+            shape = (len(pixels), *means.shape[1:])
             mean = _create(out / "mean.npy", shape, config)
-            if float(posteriors[0].std.max()) * scale > _NEGLIGIBLE:
-                std = _create(out / "std.npy", shape, config)
-        rows = slice(start, start + len(batch))
-        mean[rows] = torch.stack([posterior.mean * scale for posterior in posteriors], 1).cpu().numpy()
+            std = _create(out / "std.npy", shape, config) if spreads is not None else None
+        rows = slice(done, done + len(means))
+        mean[rows] = means
         if std is not None:
-            std[rows] = torch.stack([posterior.std * scale for posterior in posteriors], 1).cpu().numpy()
+            std[rows] = 0.0 if spreads is None else spreads
+        done += len(means)
     assert mean is not None
     for array in (mean, std):
         if array is not None:
@@ -139,16 +190,18 @@ def _encode_pictures(backbone: DiffusionBackbone, pixels: Tensor, config: Encode
 
 
 def _encode_prompts(
-    backbone: DiffusionBackbone, prompts: Sequence[str], config: EncodeConfig, out: Path, seed: int
-) -> None:
+    encoder: _Encoder, prompts: Sequence[str], config: EncodeConfig, out: Path, seed: int, fan_out: FanOut
+) -> None:  # fmt: skip
     """contexts.npy, batch by batch: every prompt in several orders of its phrases."""
     written = [shuffle_phrases(p, generator_for(seed, "orders", p, i)) for p in prompts for i in range(config.orders)]
+    shards = [written[start : start + _PROMPTS] for start in range(0, len(written), _PROMPTS)]
     contexts: np.memmap | None = None
-    for start in range(0, len(written), _PROMPTS):
-        part = embed_prompts(backbone.tokenizer, backbone.text_encoder, written[start : start + _PROMPTS])
+    done = 0
+    for part in fan_out(encoder.prompts, shards):
         if contexts is None:
             contexts = _create(out / "contexts.npy", (len(prompts), config.orders, *part.shape[1:]), config)
-        contexts.reshape(-1, *part.shape[1:])[start : start + len(part)] = part.cpu().numpy()
+        contexts.reshape(-1, *part.shape[1:])[done : done + len(part)] = part
+        done += len(part)
     assert contexts is not None
     contexts.flush()
 

@@ -115,7 +115,9 @@ def train_dpo(
     objective, counts = _preference_objective(tables, encoded_dir, backbone, predict, config, run, "pair")
     optimiser = _scaled(config)
     _announce(run, config, optimiser)
-    metrics = train(drawing_unet(run, tables, diffusion_dir, backbone, unet), {"unet": unet}, objective, optimiser)
+    shown = drawing_unet(run, tables, diffusion_dir, backbone, unet)
+    guard = _DivergenceGuard(config.max_error_ratio, run.name)
+    metrics = train(shown, {"unet": unet}, objective, optimiser, check=guard.check)
     compute.settle(unet)
     unet.save_pretrained(out)
     return {**metrics, **counts, "effective_lr": optimiser.lr}
@@ -161,7 +163,8 @@ def train_generator(
         num_inference_steps=sampling.steps, guidance_scale=sampling.guidance_scale, user_scale=config.user_scale,
         eta=sampling.eta,
     )  # fmt: skip
-    metrics = train(drawing(run, tables, pipe), modules, objective, optimiser, groups)
+    guard = _DivergenceGuard(config.max_error_ratio, run.name)
+    metrics = train(drawing(run, tables, pipe), modules, objective, optimiser, groups, check=guard.check)
     compute.settle(unet, *modules.values())
     pipe.save_pretrained(out)
     return {**metrics, **counts, "effective_lr": optimiser.lr}
@@ -216,7 +219,6 @@ def _preference_objective(
     table = tables["train"]
     data: EncodedData = open_encoded(encoded_dir, table)
     usable, counts = comparable_groups(table)
-    guard = _DivergenceGuard(config.max_error_ratio, run.name)
     compute = Compute(run.compute)
     predict = compute.casting(predict)
 
@@ -227,7 +229,6 @@ def _preference_objective(
         batch, users = drawn.to(compute.device), _forget_ids(drawn, dropout).to(compute.device)
         policy, reference = predict(batch.noised, batch.t, batch.context, users)
         gap, metrics = measure(batch, policy, reference)
-        guard.check(metrics)
         if candidates == "picked":
             return picked_loss(batch, policy, backbone.scheduler, config), metrics
         if personal and (step + 1) % _PROBE_EVERY == 0:
@@ -297,6 +298,8 @@ def _scaled(config: PreferenceConfig, factor: float = 1.0) -> OptimiserConfig:
 
 
 def _announce(run: TrainingRun, config: PreferenceConfig, optimiser: OptimiserConfig) -> None:
+    if not run.processes.leads:
+        return
     scaled = f" = {config.optimiser.lr:g} x effective batch" if config.scale_lr else ""
     sys.stderr.write(
         f"{run.name}: beta {config.beta:g}; {BETA_CONVENTION}\n{run.name}: learning rate {optimiser.lr:g}{scaled}\n"

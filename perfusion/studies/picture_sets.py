@@ -10,7 +10,7 @@ from perfusion.checkpoint import atomic_write
 from perfusion.config import EvaluateConfig
 from perfusion.data import read_groups, read_users
 from perfusion.evaluation.arms import Arm
-from perfusion.evaluation.generator import draw, score_pictures
+from perfusion.evaluation.drawn import draw, score_pictures
 from perfusion.evaluation.images import to_png
 from perfusion.evaluation.items import choose_items, with_slices
 from perfusion.evaluation.ratings import training_ratings

@@ -10,8 +10,8 @@ BELOW = {"perfusion": {"tasks", "flows"}, "tasks": {"flows"}, "flows": set()}
 #: Packages of the library, lowest first; those in one row do not know each other.
 ROWS = (
     {"errors", "progress", "torchvision_guard"},
-    {"config", "checkpoint", "seeding", "statistics"},
-    {"compute", "optimiser"},
+    {"config", "checkpoint", "fanout", "seeding", "statistics"},
+    {"compute", "distributed", "optimiser"},
     {"loop"},
     {"nn", "data"},
     {"world"},

@@ -8,12 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.untrained import make_stages
 from perfusion.config import EvaluateConfig, GatesConfig
 from perfusion.data import decode_image
 from perfusion.errors import DataError
 from perfusion.evaluation.arms import PipelineArm, load_arms
 from perfusion.evaluation.champion import rescore
-from perfusion.evaluation.generator import costs, draw, evaluate_generator, score_pictures
+from perfusion.evaluation.drawn import costs, draw, score_pictures
+from perfusion.evaluation.generator import evaluate_generator
 from perfusion.evaluation.images import to_png
 from perfusion.evaluation.items import ITEM, choose_items, with_slices
 from perfusion.evaluation.picture_metrics import diversity, generator_metrics, rank_agreement
@@ -285,52 +287,7 @@ def test_the_champion_is_redrawn_on_the_challengers_items_and_judged_by_both(wor
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """A small marketplace, its split, and untrained tiny twins of every model, saved as the stages save them."""
-    from benchmarks.pandas_reference import split_records
-    from perfusion.config import ClipConfig, DiffusionConfig, RewardConfig
-    from perfusion.data import load_tables, read_dataset, write_table
-    from perfusion.generation import DiffusionBackbone, PatchCodec, PerFusionPipeline, PersonalAdaptiveNetwork
-    from perfusion.generation.backbone import build_scheduler, build_unet
-    from perfusion.generation.pretrain import save_backbone
-    from perfusion.generation.text import build_text_encoder, build_tokenizer
-    from perfusion.reward import PerFusionRM, twin
-    from perfusion.world import write_marketplace
-
-    root = tmp_path_factory.mktemp("stages")
-    write_marketplace(root / "data", users=16, seed=0)
-    dataset = read_dataset(root / "data")
-    write_table(root / "split" / "users.parquet", dataset.users)
-    write_table(root / "split" / "groups.parquet", split_records(dataset.groups, (6, 1, 3), cold_users=0.0))
-    table = load_tables(root / "data", root / "split", 48, splits=("train",))["train"]
-    torch.manual_seed(0)
-    clip = twin(table.prompts, 48, ClipConfig(width=16, layers=1, heads=2, patch=16, projection=8))
-    clip.save(root / "clip")
-    reward = PerFusionRM.from_backbone(clip, table.encoder.cardinalities, RewardConfig(embedding_dim=4), table.encoder)
-    reward.save_pretrained(root / "reward")
-    base = DiffusionConfig()
-    config = base.model_copy(update={
-        "codec": base.codec.model_copy(update={"latent_channels": 4, "width": 8, "layers": 1}),
-        "text": base.text.model_copy(update={"width": 8, "layers": 1, "heads": 2, "length": 8}),
-        "unet": base.unet.model_copy(update={"channels": (8, 16), "heads": 2, "groups": 4}),
-    })  # fmt: skip
-    tokenizer = build_tokenizer(table.prompts, 8)
-    parts = {
-        "vae": PatchCodec(patch=4, latent_channels=4, width=8, layers=1),
-        "text_encoder": build_text_encoder(tokenizer, config.text),
-        "tokenizer": tokenizer,
-        "unet": build_unet(config, 48),
-        "scheduler": build_scheduler(config),
-    }
-    save_backbone(DiffusionBackbone(**parts), config, root / "diffusion")
-    for arm in ("sft", "dpo"):
-        build_unet(config, 48).save_pretrained(root / arm)
-    pan = PersonalAdaptiveNetwork.from_unet(parts["unet"], table.encoder.cardinalities)
-    with torch.no_grad():
-        for parameter in pan.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    sampling = {"num_inference_steps": 3, "guidance_scale": 2.0, "user_scale": 2.0, "eta": 0.5}
-    PerFusionPipeline(**parts, pan=pan, features=table.encoder, **sampling).save_pretrained(root / "generator")
-    return root
+    return make_stages(tmp_path_factory.mktemp("stages"))
 
 
 def test_the_stage_runs_from_folders_and_an_untrained_generator_is_refused(folders, tmp_path):
