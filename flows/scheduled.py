@@ -43,7 +43,10 @@ def tell_of_crash(flow: Flow[Any, Any], run: FlowRun, state: State[Any]) -> None
     announce(_message(schedule, "crashed", (str(state.message),), flow_run=str(run.id)))
 
 
-@flow(name="scheduled", persist_result=False, validate_parameters=False, on_crashed=[tell_of_crash])
+@flow(
+    name="scheduled", persist_result=False, validate_parameters=False,
+    on_crashed=[tell_of_crash],  # type: ignore[list-item]  # as Prefect's documentation writes a hook
+)  # fmt: skip
 def scheduled(
     schedule: str = "nightly", branch: str = "main", params: str | None = None, data: str | None = None,
     force: bool = False,

@@ -108,8 +108,8 @@ class _Tools:
 
 @lru_cache(maxsize=1)
 def _arms(studio: Studio) -> dict[str, Arm]:
-    folders = [studio.folders[name] for name in ("diffusion", "sft", "dpo", "generator")]
-    return load_arms(*folders, studio.config.steps)
+    at = studio.folders
+    return load_arms(at["diffusion"], at["sft"], at["dpo"], at["generator"], studio.config.steps)
 
 
 @lru_cache(maxsize=1)

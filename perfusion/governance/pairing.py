@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,7 @@ from perfusion.statistics import Interval, cluster_bootstrap, paired_difference
 __all__ = ["arm", "columns", "difference", "pair", "same_items", "standardised"]
 
 #: A table of `pair`, or some of its rows as arrays by name.
-Columns = pd.DataFrame | Mapping[str, np.ndarray]
+Columns: TypeAlias = pd.DataFrame | Mapping[str, np.ndarray]
 
 
 def arm(pictures: pd.DataFrame, arm: str) -> pd.DataFrame:
