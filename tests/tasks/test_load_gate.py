@@ -16,7 +16,7 @@ from perfusion.config import Params
 from perfusion.data import load_tables, write_table
 from perfusion.errors import DataError
 from perfusion.evaluation.arms import PipelineArm
-from perfusion.evaluation.generator import draw, score_pictures
+from perfusion.evaluation.drawn import draw, score_pictures
 from perfusion.evaluation.images import to_png
 from perfusion.evaluation.reward import SPLITS, candidate_scores, score_table
 from perfusion.generation import PerFusionPipeline
