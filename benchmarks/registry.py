@@ -62,10 +62,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="registry-", dir=OUT) as folder:
             told[name] = PARTS[name](Path(folder), options)
         print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
-        rollback_seconds = {"rollback_seconds": told["rollback"]["cold_seconds"]} if "rollback" in told else {}
-        record(
-            "registry", [], {"registry": rollback_seconds}, **told
-        )  # after each part, so that a later one loses none
+        headline = {"rollback_seconds": told["rollback"]["cold_seconds"]} if "rollback" in told else {}
+        record("registry", [], {"registry": headline}, **told)  # after each part: a later one's failure loses none
     print(f"\n### Registry\n\n{hardware()}\n\n| what | found | must be |\n|---|---|---|")
     rows = [row for name in options.only for row in ROWS[name](told[name])]
     for what, found, bound, _ in rows:
