@@ -55,20 +55,19 @@ def main() -> None:
     options = parser.parse_args()
     quieten(Path.cwd())
     OUT.mkdir(parents=True, exist_ok=True)
-    told = {}
+    told = json.loads((OUT / "registry.json").read_text()) if (OUT / "registry.json").exists() else {}
+    told = {name: told[name] for name in PARTS if told.get(name) is not None and name not in options.only}
     for name in options.only:
         began = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="registry-", dir=OUT) as folder:
             told[name] = PARTS[name](Path(folder), options)
         print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+        headline = {"rollback_seconds": told["rollback"]["cold_seconds"]} if "rollback" in told else {}
+        record("registry", [], {"registry": headline}, **told)  # after each part: a later one's failure loses none
     print(f"\n### Registry\n\n{hardware()}\n\n| what | found | must be |\n|---|---|---|")
-    rows = [row for name, part in told.items() for row in ROWS[name](part)]
+    rows = [row for name in options.only for row in ROWS[name](told[name])]
     for what, found, bound, _ in rows:
         print(f"| {what} | {found} | {bound} |")
-    kept = json.loads((OUT / "registry.json").read_text()) if (OUT / "registry.json").exists() else {}
-    parts = {name: told.get(name, kept.get(name)) for name in PARTS}
-    headlines = {"registry": {"rollback_seconds": parts["rollback"]["cold_seconds"]}} if parts["rollback"] else {}
-    record("registry", [], headlines, **parts)
     if not all(good for *_, good in rows):
         raise SystemExit("not everything is as it must be")
 

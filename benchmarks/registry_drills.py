@@ -126,7 +126,8 @@ def race(folder: Path, attempts: int, racers: int = 2) -> dict[str, Any]:
 
 def kill_at(folder: Path, moment: Moment) -> None:
     """Kill a promotion at a moment."""
-    process = _start(_promote, folder, _CONTEXT.Event(), moment)
+    ready = _CONTEXT.Event()  # held here until the process has taken it up
+    process = _start(_promote, folder, ready, moment)
     process.join(PATIENCE)
     if process.exitcode != -signal.SIGKILL:
         raise RuntimeError(f"the promotion was to be killed, but its exit code is {process.exitcode}")

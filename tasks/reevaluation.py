@@ -95,10 +95,15 @@ def reevaluate(workspace: Workspace, tell: Callable[[str], None], tolerance: flo
             recorded, found = (json.loads(place.metrics(stage).read_text()) for place in (workspace, scratch))
             metrics = compare_metrics(recorded, found, tolerance)
             outs = stages[stage]["outs"]
-            before, after = ([file_hashes(place.root / out) for out in outs] for place in (workspace, scratch))
+            before, after = ([_hashes(place.root / out) for out in outs] for place in (workspace, scratch))
             unlike = [line for a, b in zip(before, after, strict=True) for line in changed_files(a, b)]
             told.append(Reevaluated(stage, metrics, sum(map(len, after)), tuple(unlike)))
     return told
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """An evaluation's files but for its copy of the metrics, which holds the costs too."""
+    return {name: digest for name, digest in file_hashes(folder).items() if name != "metrics.json"}
 
 
 def compare_metrics(
