@@ -16,7 +16,7 @@ __all__ = ["Cluster", "Load", "Phase", "attention_stack", "main", "phases", "sto
 TERA, GIGA = 1e12, 1e9
 # Stable Diffusion v1.5 at 512 pixels, operations a picture (docs/performance.md; test_flops.py counts them)
 PERFUSION_STEP, DPO_STEP, UNET_FORWARD = 2763e9, 3210e9, 803.3e9
-ENCODER_FORWARD = 1.0829e12  # of its VAE, counted by tests/perfusion/test_cost_model.py
+ENCODER_FORWARD = 1.1167e12  # of its VAE, counted by tests/perfusion/test_cost_model.py
 PAN_WEIGHTS, UNET_WEIGHTS = 362e6, 860e6
 CLIP_WEIGHTS, PLUGIN_WEIGHTS = 986e6, 30e6  # of CLIP-H; of PerFusionRM's plug-ins, an estimate
 SAMPLING = 1.163 * 2  # forward passes of the U-Net a step that is guided by prompt and user, exact sampler

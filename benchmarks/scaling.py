@@ -48,10 +48,12 @@ import sys
 from pathlib import Path
 from flows.environment import quieten
 quieten(Path.cwd())
-from benchmarks.scaling import shards
-from tasks.fanout import on_workers
+from flows.server import start_server
 root, out, workers = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-if __name__ == "__main__":
+if __name__ == "__main__":  # workers import this file too
+    start_server()()
+    from benchmarks.scaling import shards
+    from tasks.fanout import on_workers
     on_workers(workers, 1, lambda fan_out: shards(root, out, workers, fan_out))
 """
 
@@ -173,9 +175,11 @@ def shards(root: Path, out: Path, workers: int, fan_out: Any) -> None:
 
     spread = partial(fan_out, _busy)
     tables = load_tables(root / "data", root / "split", SIDE, splits=("train", "valid"))
-    before, began = dict(spread([2.0] * workers)), _now()
+    before = dict(spread([2.0] * workers))
+    began = _now()
     encode(tables, root / "diffusion", EncodeConfig(), out / "encode", fan_out=fan_out)
-    between, ended = dict(spread([2.0] * workers)), _now()
+    ended = _now()
+    between = dict(spread([2.0] * workers))
     _tell(out / "encode.json", _taken(began, ended, before, between), out / "encode")
     models = [root / name for name in ("clip", "clip", "reward", "diffusion", "sft", "dpo", "generator")]
     began = _now()
