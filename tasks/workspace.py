@@ -314,10 +314,16 @@ def write_if_changed(path: Path, content: bytes) -> None:
         atomic_write(path, content)
 
 
+#: DVC asks nobody whether there is a newer one, and tells nobody that it ran.
+DVC_CONFIG = "[core]\n    no_scm = True\n    analytics = false\n    check_update = false\n"
+
+
 def init_dvc(folder: Path) -> None:
     """Make `folder` a DVC project without git whose cache is the repository's."""
     dvc = [sys.executable, "-m", "dvc"]
     done = subprocess.run([*dvc, "init", "--no-scm", "--quiet"], cwd=folder, capture_output=True, text=True)
+    if done.returncode == 0:
+        (folder / ".dvc" / "config").write_text(DVC_CONFIG)
     if done.returncode == 0 and (REPOSITORY / ".dvc").is_dir() and folder.is_relative_to(REPOSITORY):
         cache = REPOSITORY / ".dvc" / "cache"
         done = subprocess.run(

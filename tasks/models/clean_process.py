@@ -16,15 +16,11 @@ import torch
 
 from perfusion.errors import GateError
 from tasks.process import cpu_environment
+from tasks.quiet import QUIET
 
 __all__ = ["load_in_clean_process"]
 
-QUIET = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "true",
-    "HF_HUB_OFFLINE": "1",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-}
+ALONE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 _SCRIPT = """
 import json, logging, sys
 logging.disable(logging.WARNING)
@@ -65,7 +61,7 @@ def load_in_clean_process(
         try:
             done = subprocess.run(
                 [sys.executable, "-c", script, *arguments], cwd=folder, capture_output=True, text=True, timeout=timeout,
-                env={**os.environ, **cpu_environment(threads or torch.get_num_threads()), **QUIET},
+                env={**os.environ, **cpu_environment(threads or torch.get_num_threads()), **QUIET, **ALONE},
             )  # fmt: skip
         except subprocess.TimeoutExpired:
             raise GateError(f"{model_uri}: no answer from a clean process within {timeout:g} s") from None
