@@ -157,7 +157,7 @@ class FlowRecord:
         for file in (paths.dvc_yaml, paths.dvc_lock, paths.params_file, paths.data_dvc, paths.outcome):
             if file.exists():
                 self.client.log_artifact(self.run_id, str(file))
-        for folder in ("metrics", "logs", "evaluation", "report", "quarantine"):
+        for folder in ("metrics", "logs", "evaluation", "report", "quarantine", "snapshot"):
             if (paths.work / folder).is_dir():
                 self.client.log_artifacts(self.run_id, str(paths.work / folder), folder)
 

@@ -191,6 +191,16 @@ class Workspace:
         return self.work / "report"
 
     @property
+    def watched(self) -> Path:
+        """What the last run of the monitor found."""
+        return self.work / "monitor.json"
+
+    @property
+    def snapshot(self) -> Path:
+        """What the last run trained on, in short: what `perfusion monitor` compares fresh picks with."""
+        return self.work / "snapshot"
+
+    @property
     def studies(self) -> Path:
         """The DVC project of `perfusion benchmark`; a workspace of its own that reads this one's outputs."""
         return self.work / "studies"
