@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from perfusion.data.query import database
 from perfusion.errors import DataError
 from perfusion.paths import stays_inside
 
@@ -42,7 +43,7 @@ def check_place(file: Path, root: Path) -> None:
 
 
 def read_bounded(file: Path, columns: Sequence[str] | None = None, limit: int = MAX_TABLE_BYTES) -> pa.Table:
-    """A whole table, or some of its columns.
+    """A whole table, or some of its columns; categories come back as their values.
 
     Raises:
         DataError: its rows would take more than `limit` bytes; nothing larger is made on the way.
@@ -51,6 +52,7 @@ def read_bounded(file: Path, columns: Sequence[str] | None = None, limit: int = 
     schema = pq.read_schema(file)
     if columns is not None:
         schema = pa.schema([schema.field(name) for name in columns])
+    schema = pa.schema([_without_dictionary(field) for field in schema], schema.metadata)
     parts, total = [], 0
     for batch in bounded_batches(file, columns, _ROWS, limit, whole=True):
         total += batch.nbytes
@@ -82,16 +84,18 @@ def bounded_batches(
         OSError, pyarrow.ArrowException: not readable as parquet.
     """
     metadata = pq.read_metadata(file)
-    if whole and (stated := _stated_bytes(metadata, columns)) > limit:
+    if whole and (stated := _stated_bytes(file, metadata, columns, limit)) > limit:
         raise _too_large(file, stated, limit)
-    with pq.ParquetFile(
-        file, metadata=metadata, read_dictionary=_dictionaries(metadata, columns), buffer_size=buffer
-    ) as opened:
+    flat, nested = _dictionaries(metadata, columns)
+    for chunk in nested:  # read expanded: no value is longer than its chunk
+        rows = min(rows, max(1, limit // max(1, chunk.total_uncompressed_size)))
+    with pq.ParquetFile(file, metadata=metadata, read_dictionary=flat, buffer_size=buffer) as opened:
         for batch in opened.iter_batches(rows, row_groups=groups, columns=columns):
             size = sum(_expanded_bytes(column) for column in batch.columns)
             if size > limit:
                 raise _too_large(file, size, limit, f" in {batch.num_rows} rows")
-            yield pa.record_batch([_plain(column) for column in batch.columns], names=batch.schema.names)
+            plain = [one.dictionary_decode() if pa.types.is_dictionary(one.type) else one for one in batch.columns]
+            yield pa.record_batch(plain, names=batch.schema.names)
 
 
 def _chunks(metadata: pq.FileMetaData, columns: Sequence[str] | None) -> Iterator[Any]:
@@ -104,50 +108,67 @@ def _chunks(metadata: pq.FileMetaData, columns: Sequence[str] | None) -> Iterato
                 yield chunk
 
 
-def _stated_bytes(metadata: pq.FileMetaData, columns: Sequence[str] | None) -> int:
-    """What the footer says of the columns' size, and four bytes of offset for each value."""
-    return sum(chunk.total_uncompressed_size + 4 * chunk.num_values for chunk in _chunks(metadata, columns))
+def _stated_bytes(file: Path, metadata: pq.FileMetaData, columns: Sequence[str] | None, limit: int) -> int:
+    """What the footer says of the columns' size, four bytes of offset for each value, and what lists expand to.
+
+    A list with a dictionary is measured by a query, which expands nothing, where it might be too large.
+    """
+    size = 0
+    lists: dict[str, int] = {}
+    for chunk in _chunks(metadata, columns):
+        size += chunk.total_uncompressed_size + 4 * chunk.num_values
+        if _has_dictionary(chunk) and ".list." in chunk.path_in_schema:
+            name = chunk.path_in_schema.split(".list.")[0]
+            lists[name] = lists.get(name, 0) + chunk.total_uncompressed_size * chunk.num_values
+    for name, worst in lists.items():
+        if worst > limit >= size:
+            size += _text_in_lists(file, name)
+    return size
 
 
-def _dictionaries(metadata: pq.FileMetaData, columns: Sequence[str] | None) -> list[str]:
-    """Paths of text and binary columns of which a chunk has a dictionary."""
-    found = {
-        chunk.path_in_schema
-        for chunk in _chunks(metadata, columns)
-        if chunk.physical_type == "BYTE_ARRAY" and any("DICTIONARY" in encoding for encoding in chunk.encodings)
-    }
-    return sorted(found)
+def _text_in_lists(file: Path, column: str) -> int:
+    place, name = str(file).replace("'", "''"), column.replace('"', '""')
+    with database() as query:
+        found = query.sql(
+            f"SELECT coalesce(sum(octet_length(encode(entry))), 0) "
+            f"FROM (SELECT unnest(\"{name}\") AS entry FROM read_parquet('{place}'))"
+        ).fetchall()
+    return int(found[0][0])
+
+
+def _has_dictionary(chunk: Any) -> bool:
+    return chunk.physical_type == "BYTE_ARRAY" and any("DICTIONARY" in encoding for encoding in chunk.encodings)
+
+
+def _dictionaries(metadata: pq.FileMetaData, columns: Sequence[str] | None) -> tuple[list[str], list[Any]]:
+    """Columns of text and bytes of which a chunk has a dictionary; chunks of fields of structs that have one.
+
+    Arrow reads dictionaries of plain columns as such, and not reliably those inside of structs and lists.
+    """
+    flat, nested = set(), []
+    for chunk in _chunks(metadata, columns):
+        if _has_dictionary(chunk):
+            if "." not in chunk.path_in_schema:
+                flat.add(chunk.path_in_schema)
+            elif ".list." not in chunk.path_in_schema:
+                nested.append(chunk)
+    return sorted(flat), nested
 
 
 def _expanded_bytes(array: pa.Array) -> int:
-    """Bytes that an array takes once every dictionary in it is expanded."""
+    """Bytes that a column takes once its dictionary is expanded."""
     kind = array.type
-    if pa.types.is_dictionary(kind):
-        if not _is_text(kind.value_type):
-            return len(array) * 8
-        lengths = pc.binary_length(array.dictionary).fill_null(0).to_numpy(zero_copy_only=False)
-        used = np.bincount(array.indices.drop_null().to_numpy(), minlength=len(lengths))
-        return int(lengths.astype(np.int64) @ used) + 4 * len(array)
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return _expanded_bytes(array.flatten()) + 4 * len(array)
-    if pa.types.is_struct(kind):
-        return sum(_expanded_bytes(array.field(index)) for index in range(kind.num_fields))
-    return int(array.nbytes)
+    if not pa.types.is_dictionary(kind):
+        return int(array.nbytes)
+    if not _is_text(kind.value_type):
+        return len(array) * 8
+    lengths = pc.binary_length(array.dictionary).fill_null(0).to_numpy(zero_copy_only=False)
+    used = np.bincount(array.indices.drop_null().to_numpy(), minlength=len(lengths))
+    return int(lengths.astype(np.int64) @ used) + 4 * len(array)
 
 
-def _plain(array: pa.Array) -> pa.Array:
-    """The array with its dictionaries expanded."""
-    kind = array.type
-    if pa.types.is_dictionary(kind):
-        return array.dictionary_decode()
-    if pa.types.is_list(kind) and pa.types.is_dictionary(kind.value_type):
-        ends = array.offsets
-        inner = array.values.slice(ends[0].as_py(), ends[-1].as_py() - ends[0].as_py()).dictionary_decode()
-        return pa.ListArray.from_arrays(pc.subtract(ends, ends[0]), inner, mask=array.is_null())
-    if pa.types.is_struct(kind):
-        fields = [_plain(array.field(index)) for index in range(kind.num_fields)]
-        return pa.StructArray.from_arrays(fields, [field.name for field in kind], mask=array.is_null())
-    return array
+def _without_dictionary(field: pa.Field) -> pa.Field:
+    return field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
 
 
 def _is_text(kind: pa.DataType) -> bool:

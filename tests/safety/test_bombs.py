@@ -207,6 +207,18 @@ def test_pages_that_expand_are_refused_by_the_footer(tmp_path: Path) -> None:
     assert parquetfiles.read_bounded(part, limit=128 << 20).num_rows == 8
 
 
+def test_lists_of_one_long_entry_are_measured_before_they_expand(tmp_path: Path) -> None:
+    """An entry of 100 KB in 2,000 lists: 200 MB."""
+    entries = pa.DictionaryArray.from_arrays(pa.array([0] * 2000, pa.int32()), pa.array(["x" * 100_000]))
+    lists = pa.ListArray.from_arrays(pa.array(range(2001), pa.int32()), entries)
+    file = tmp_path / "groups.parquet"
+    pq.write_table(pa.table({"image_ids": lists}), file, store_schema=False)
+    assert file.stat().st_size < 300_000
+    with pytest.raises(DataError, match=r"expand to 200,\d+,\d+, the limit is 52,428,800"):
+        parquetfiles.read_bounded(file, limit=50 << 20)
+    assert parquetfiles.read_bounded(file, limit=400 << 20).num_rows == 2000
+
+
 def test_a_list_of_nothing_a_billion_times_is_refused_by_the_footer(tmp_path: Path) -> None:
     """Empty values cost nothing on disk and four bytes each in memory."""
     file = tmp_path / "groups.parquet"
@@ -229,7 +241,9 @@ def test_dictionaries_come_back_as_they_were_written(tmp_path: Path) -> None:
     })  # fmt: skip
     pq.write_table(table, tmp_path / "t.parquet", row_group_size=70)
     assert parquetfiles.read_bounded(tmp_path / "t.parquet").to_pylist() == table.to_pylist()
-    assert parquetfiles.read_bounded(tmp_path / "t.parquet").schema == pq.read_schema(tmp_path / "t.parquet")
+    plain = parquetfiles.read_bounded(tmp_path / "t.parquet").schema
+    stored = pq.read_schema(tmp_path / "t.parquet")
+    assert plain == stored.set(stored.get_field_index("category"), pa.field("category", pa.string()))
     small = parquetfiles.read_bounded(tmp_path / "t.parquet", ["number", "text"])
     assert small.column_names == ["number", "text"]
 

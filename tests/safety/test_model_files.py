@@ -10,9 +10,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import mlflow
 import pytest
 import tiny_models
 import torch
+import yaml
+from mlflow.exceptions import MlflowException
 
 from perfusion.checkpoint import load_training_state
 from perfusion.config import ClipConfig, ScorerWeights
@@ -25,6 +28,7 @@ from perfusion.generation.pmg import keywords_by_model
 from perfusion.reward import PerFusionRM, load_backbone, twin
 from perfusion.scorers.aesthetic import load_head
 from perfusion.scorers.weights import Source, locate, read_state
+from tasks.quiet import QUIET
 
 SOURCE = Source("evaluate.weights.hpsv2", "somebody/model", ("weights.safetensors", "weights.pt"))
 READERS: dict[str, tuple[str, str, Callable[[Path], object]]] = {
@@ -90,7 +94,7 @@ def trapped(path: Path, canary: Path, how: str) -> None:
     if how == "torch":
         torch.save({"weight": Trap(canary)}, path)
     else:
-        path.write_bytes(pickle.dumps({"weight": Trap(canary)}))
+        path.write_bytes(pickle.dumps({"weight": Trap(canary)}, protocol=2))
 
 
 def test_the_trap_works(tmp_path: Path, canary: Path) -> None:
@@ -235,3 +239,25 @@ def test_a_scorers_folder_keeps_its_weights(tmp_path: Path) -> None:
 
 def _change(file: Path, **values: object) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def test_a_pickled_model_of_mlflow_is_refused(tmp_path: Path, canary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours are made from code; one that is not came from elsewhere. `perfusion` and `make` set the switches."""
+    (tmp_path / "served.py").write_text(
+        "from mlflow.models import set_model\nfrom mlflow.pyfunc import PythonModel\n"
+        "class Echo(PythonModel):\n    def predict(self, context, model_input):\n        return model_input\n"
+        "set_model(Echo())\n"
+    )
+    mlflow.pyfunc.save_model(tmp_path / "model", python_model=str(tmp_path / "served.py"))
+    description = tmp_path / "model" / "MLmodel"
+    found = yaml.safe_load(description.read_text())
+    flavor = found["flavors"]["python_function"]
+    del flavor["model_code_path"]
+    flavor |= {"python_model": "python_model.pkl", "cloudpickle_version": "3.1.2"}
+    description.write_text(yaml.safe_dump(found))
+    trapped(tmp_path / "model" / "python_model.pkl", canary, "pickle")
+    for name, value in QUIET.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(MlflowException, match="pickle is disallowed"):
+        mlflow.pyfunc.load_model(str(tmp_path / "model"))
+    assert not canary.exists()
