@@ -11,7 +11,9 @@ import json
 import math
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Any, Literal
 
@@ -112,9 +114,9 @@ def _watch(
 ) -> Watched:
     """The graph, read from top to bottom."""
     place = Path(data) if data is not None else run.workspace.data
-    watch_picks(run, place, reference, everything or data is not None)
+    _must(watch_picks(run, place, reference, everything or data is not None, return_state=True))
     if outcomes is not None:
-        watch_outcomes(run, Path(outcomes), *arms)
+        _must(watch_outcomes(run, Path(outcomes), *arms, return_state=True))
     decisions = keep_evidence(run, place)
     rollback, message = act(run)
     watched = Watched(_worst(decisions), tuple(decisions), rollback, run.champion, run.run_id, message)
@@ -126,20 +128,43 @@ def _watch(
     return watched
 
 
+def _must(state: State[Any]) -> None:
+    if not state.is_completed():
+        raise PerFusionError(str(state.message))
+
+
+def _explained(function: Callable[..., str]) -> Callable[..., State[Any]]:
+    """A step whose errors explain themselves: a failed state, and no traceback."""
+
+    @wraps(function)
+    def explained(*arguments: Any) -> State[Any]:
+        try:
+            return Completed(message=function(*arguments))
+        except PerFusionError as error:
+            return Failed(message=str(error))
+
+    return explained
+
+
 @task(name="fresh picks", cache_policy=NO_CACHE, persist_result=False)
-def watch_picks(run: _Run, data: Path, reference: str | None, everything: bool) -> None:
+@_explained
+def watch_picks(run: _Run, data: Path, reference: str | None, everything: bool) -> str:
     """Read and judge fresh picks."""
     named = Path(reference) if reference is not None else None
     snapshot = monitoring.snapshot_for(run.registry, run.params, named)
     fresh = monitoring.read_fresh(data, run.params, snapshot, everything)
-    get_run_logger().info(f"{len(fresh.groups)} fresh records, {fresh.quarantined} set aside")
     run.picks = monitoring.judge_picks(run.registry, run.params, snapshot, fresh)
+    told = f"{len(fresh.groups)} fresh records, {fresh.quarantined} set aside: {run.picks.decision.verdict}"
+    get_run_logger().info(told)
+    return told
 
 
 @task(name="outcomes", cache_policy=NO_CACHE, persist_result=False)
-def watch_outcomes(run: _Run, events: Path, treated: str, control: str) -> None:
+@_explained
+def watch_outcomes(run: _Run, events: Path, treated: str, control: str) -> str:
     """Read and judge what became of pictures in shops."""
     run.shops = monitoring.judge_outcomes(events, run.params, treated, control)
+    return f"returns: {run.shops[0].verdict}"
 
 
 @task(name="evidence", cache_policy=NO_CACHE, persist_result=False)

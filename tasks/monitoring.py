@@ -113,7 +113,8 @@ def judge_picks(registry: Registry, params: Params, snapshot: Snapshot, fresh: F
     if len(sample) > params.monitor.max_groups:
         order = sample["record_id"].map(lambda record: zlib.crc32(record.encode()))
         sample = sample[order.rank(method="first") <= params.monitor.max_groups]
-    ranked, candidates = score_fresh(fresh.data, fresh.users, sample, folder, params.data.image_size)
+    users = _with_all_features(fresh.users, snapshot)
+    ranked, candidates = score_fresh(fresh.data, users, sample, folder, params.data.image_size)
     moved = [] if fresh.groups.empty else shifts(snapshot, fresh.users, fresh.groups, params.monitor)
     decision = monitor_gate(
         snapshot, fresh.users, fresh.groups, moved, ranked, candidates, params.monitor, params.gates, params.seed
@@ -180,6 +181,14 @@ def keep(folder: Path, evidence: Evidence | None, outcomes: tuple[Decision, dict
     for decision in decisions:
         (folder / f"{decision.gate}.json").write_text(json.dumps(decision.to_dict(), indent=1))
     return decisions
+
+
+def _with_all_features(users: pd.DataFrame, snapshot: Snapshot) -> pd.DataFrame:
+    """The users, with features that the delivery lacks as unknown: the gate tells of them, the model does without."""
+    kinds = snapshot.profile["variables"]
+    absent = [name for name in snapshot.profile["features"] if name not in users]
+    empty = {"number": float("nan"), "category": None}
+    return users.assign(**{name: empty[kinds[name]["kind"]] for name in absent})
 
 
 def _reliability(candidates: pd.DataFrame) -> pd.DataFrame:

@@ -6,6 +6,7 @@ import ast
 import re
 import sys
 import tomllib
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -76,6 +77,7 @@ def _declared() -> set[str]:
     return {canonicalize_name(needed.name) for _, needed in DECLARED}
 
 
+@cache
 def _distributions() -> dict[str, set[str]]:
     """Importable name -> packages that give it, as far as they are installed."""
     return {name: {canonicalize_name(one) for one in given} for name, given in packages_distributions().items()}
