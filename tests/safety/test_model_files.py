@@ -245,7 +245,8 @@ def test_a_pickled_model_of_mlflow_is_refused(tmp_path: Path, canary: Path, monk
     """Ours are made from code; one that is not came from elsewhere. `perfusion` and `make` set the switches."""
     (tmp_path / "served.py").write_text(
         "from mlflow.models import set_model\nfrom mlflow.pyfunc import PythonModel\n"
-        "class Echo(PythonModel):\n    def predict(self, context, model_input: list[str]):\n        return model_input\n"
+        "class Echo(PythonModel):\n    def predict(self, context, model_input: list[str]):\n"
+        "        return model_input\n"
         "set_model(Echo())\n"
     )
     mlflow.pyfunc.save_model(tmp_path / "model", python_model=str(tmp_path / "served.py"))
