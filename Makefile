@@ -15,11 +15,14 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export DO_NOT_TRACK := true
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := 1
+export ITERATIVE_DO_NOT_TRACK := true
+export GX_ANALYTICS_ENABLED := false
+export HF_HUB_DISABLE_TELEMETRY := 1
 export HF_HUB_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install retrain test quick lint ui prefect backends lock clean
+.PHONY: help install retrain test quick lint audit ui prefect backends lock clean
 
 help:  ## what can be made
 	@sed -n 's/^\([a-z]*\):.*##  *\(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -54,6 +57,11 @@ lint: install  ## ruff and mypy
 	$(BIN)/ruff check perfusion tasks flows tests deploy
 	$(BIN)/ruff format --check perfusion tasks flows tests deploy
 	$(BIN)/mypy
+
+audit: install  ## known vulnerabilities of every pinned package; needs a network (see docs/operations.md)
+	@test -x $(VENV)/audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)/audit && \
+	  $(VENV)/audit/bin/python -m pip install --quiet pip-audit==2.10.1; }
+	$(VENV)/audit/bin/pip-audit --requirement requirements.lock --no-deps --disable-pip $(ARGS)
 
 ui: install  ## MLflow: runs, curves, pictures, registry, at http://127.0.0.1:5000
 	$(BIN)/perfusion ui

@@ -17,6 +17,7 @@ from flows import (
     cli_look,
     cli_machine,
     cli_models,
+    cli_monitor,
     cli_people,
     cli_registry,
     cli_restore,
@@ -46,7 +47,8 @@ names another. Add --debug to any command for the traceback of an error."""
 
 app = typer.Typer(help=unwrapped(HELP), no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
 for module in (
-    cli_run, cli_benchmark, cli_look, cli_people, cli_models, cli_serve, cli_registry, cli_restore, cli_machine,
+    cli_run, cli_benchmark, cli_look, cli_people, cli_models, cli_serve, cli_registry, cli_restore, cli_monitor,
+    cli_machine,
 ):  # fmt: skip
     for name, command in module.COMMANDS.items():
         app.command(name, help=help_text(command))(command)

@@ -5,14 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from tasks.quiet import QUIET
+
 __all__ = ["quieten"]
 
-_QUIET = {
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "DO_NOT_TRACK": "true",  # "1" would not stop MLflow
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DVC_NO_ANALYTICS": "1",
-}
 _DEFAULTS = {
     "HF_HUB_OFFLINE": "1",  # weights are named by path; set it to 0 to let hub ids be fetched
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -27,8 +23,8 @@ _DEFAULTS = {
 
 
 def quieten(repository: Path) -> None:
-    """Set the environment of flows and of every process they start; what the user has set wins, except on telemetry."""
-    os.environ.update(_QUIET)
+    """Set the environment of flows and of every process they start; what the user has set wins over the defaults."""
+    os.environ.update(QUIET)
     for name, value in {**_DEFAULTS, "PREFECT_HOME": str(repository / "work" / "prefect")}.items():
         os.environ.setdefault(name, value)
     Path(os.environ["PREFECT_HOME"]).parent.mkdir(parents=True, exist_ok=True)  # Prefect makes no folder above its own

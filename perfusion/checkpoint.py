@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from perfusion.errors import WeightsError
 
 __all__ = ["atomic_write", "load_training_state", "run_key", "save_training_state"]
 
@@ -48,11 +51,22 @@ def save_training_state(path: Path, state: Mapping[str, Any]) -> None:
 def load_training_state(path: Path, key: str) -> dict[str, Any] | None:
     """Read a state saved by `save_training_state`; None when there is none or it belongs to another run key.
 
-    Only tensors and plain values are read (`weights_only=True`); nothing is unpickled.
+    Only tensors and plain values are read (`weights_only=True`); nothing else is unpickled, and no code of it runs.
+
+    Raises:
+        WeightsError: the file is broken, or holds more than tensors and plain values.
     """
     if not path.exists():
         return None
     import torch
 
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise WeightsError(
+            f"{path}: not a training state that can be read safely ({reason}); delete it: the training starts anew"
+        ) from error
+    if not isinstance(state, dict):
+        raise WeightsError(f"{path}: holds a {type(state).__name__}, want a state by name; delete it to start anew")
     return state if state.get("key") == key else None

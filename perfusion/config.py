@@ -393,6 +393,24 @@ class GatesConfig(Section):
         }  # fmt: skip
 
 
+class MonitorConfig(Section):
+    """What `perfusion monitor` calls a change (see docs/operations.md)."""
+
+    min_users: Count = Field(20, description="fresh merchants, below which nothing is told")
+    min_groups: Count = Field(100, description="fresh records, below which nothing is told")
+    max_groups: Count = Field(5000, description="fresh records the reward model scores, at most; drawn by their names")
+    alpha: Share = Field(0.01, description="chance of any false alarm among all variables, about")
+    max_psi: Positive = Field(0.25, description="largest population stability index of a feature or of phrases")
+    max_shift: Positive = Field(0.2, description="largest shift of a mean of records, in standard deviations")
+    max_unseen: Share = Field(0.05, description="share of merchants with a category the model never saw, at most")
+    max_gauc_drop: Share = Field(0.05, description="GAUC the reward model may lose on fresh picks")
+    max_calibration_error: Share = Field(0.1, description="mean gap of predicted and true shares of picks, at most")
+    max_return_rise: Share = Field(0.1, description="relative rise of the return rate against the control arm, at most")
+    on_return_rise: Literal["propose", "rollback"] = Field(
+        "propose", description="what a rise beyond that does: ask for `perfusion rollback`, or do it"
+    )
+
+
 class Params(Section):
     """A whole parameter file."""
 
@@ -423,6 +441,7 @@ class Params(Section):
     distil: DistilConfig = DistilConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     gates: GatesConfig = GatesConfig()
+    monitor: MonitorConfig = MonitorConfig()
 
     @model_validator(mode="after")
     def _ratios_add_up(self) -> Self:

@@ -17,6 +17,7 @@ import psutil
 from perfusion.config import Params
 from perfusion.errors import PerFusionError
 from tasks.dvc_push import credentials_under_git, remote_home
+from tasks.quiet import QUIET
 from tasks.run_stage import LEAST_FREE_MIB
 from tasks.store import require_answer
 from tasks.workspace import Workspace
@@ -123,11 +124,10 @@ def _torchvision() -> Finding:
 
 
 def _telemetry(environment: Mapping[str, str]) -> Finding:
-    wanted = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    loud = [name for name, value in {**wanted, "DVC_NO_ANALYTICS": "1"}.items() if environment.get(name) != value]
+    loud = [name for name, value in QUIET.items() if environment.get(name) != value]
     if loud:
         return Finding("telemetry", "wrong", f"not off: {', '.join(loud)}; start tools by `perfusion` or `make`")
-    return Finding("telemetry", "ok", "off for prefect, mlflow and dvc")
+    return Finding("telemetry", "ok", "off for prefect, mlflow, dvc, great expectations and the hub")
 
 
 def _weights(params: Params, environment: Mapping[str, str]) -> Iterator[Finding]:

@@ -13,6 +13,7 @@ import yaml
 
 from perfusion.config import Params
 from perfusion.governance import Decision
+from tasks.monitoring_snapshot import write_snapshot
 from tasks.registry import Evidence, Registry, open_registry
 from tasks.reporting import write_report
 from tasks.stage_run import stages_of
@@ -128,6 +129,7 @@ def remember(
 def report(workspace: Workspace, record: FlowRecord) -> Path:
     """Write the page of this run and keep it, with all evidence, in the run's artifacts."""
     page = write_report(workspace)
+    write_snapshot(workspace)
     record.evidence()
     return page
 

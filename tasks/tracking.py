@@ -214,7 +214,7 @@ class FlowRecord:
         """Everything needed to judge or restore this run, in the layout of a workspace's work folder."""
         paths = self.workspace
         self._log_files(paths.dvc_yaml, paths.dvc_lock, paths.params_file, paths.data_dvc, paths.outcome)
-        for folder in ("metrics", "logs", "evaluation", "report", "quarantine"):
+        for folder in ("metrics", "logs", "evaluation", "report", "quarantine", "snapshot"):
             if (paths.work / folder).is_dir():
                 self.client.log_artifacts(self.run_id, str(paths.work / folder), folder)
 

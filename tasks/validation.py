@@ -87,12 +87,18 @@ def validate(
     before = _read_profile(accepted)
     data_dir = Path(data_dir)
     users, groups = _read_tables(data_dir)
-    pictures = check_pictures(data_dir, _referenced(groups.frame), config.max_image_pixels)
+    looked_into = groups.frame["image_ids"].where(_bearable(groups.frame["image_ids"], config.max_group_size), None)
+    pictures = check_pictures(data_dir, _referenced(looked_into), config.max_image_pixels)
 
     user_failures = _judge_users(users)
     picture_failures = judge(picture_facts(pictures), picture_rules(config))
     group_failures = _judge_groups(
-        groups, config, now, user_states(users.frame, user_failures), image_states(pictures.frame, picture_failures)
+        groups,
+        looked_into,
+        config,
+        now,
+        user_states(users.frame, user_failures),
+        image_states(pictures.frame, picture_failures),
     )
     bad_users, bad_groups, bad_images = map(failed_rows, (user_failures, group_failures, picture_failures))
     clean_users = users.frame.drop(index=bad_users).reset_index(drop=True)
@@ -162,8 +168,14 @@ def _read_tables(root: Path) -> tuple[Table, Table]:
     return found[0], found[1]
 
 
-def _referenced(groups: pd.DataFrame) -> set[str]:
-    return {image_id for ids in groups["image_ids"] if ids is not None for image_id in ids if image_id is not None}
+def _bearable(image_ids: pd.Series, most: int) -> pd.Series:
+    """Which groups have no more candidates than allowed. The others are set aside for that alone, unread: one of a
+    million candidates would cost more than all the rest together."""
+    return image_ids.map(lambda ids: ids is not None and len(ids) <= most).astype(bool)
+
+
+def _referenced(image_ids: pd.Series) -> set[str]:
+    return {image_id for ids in image_ids if ids is not None for image_id in ids if image_id is not None}
 
 
 def _judge_users(users: Table) -> list[Failures]:
@@ -174,12 +186,13 @@ def _judge_users(users: Table) -> list[Failures]:
 
 
 def _judge_groups(
-    groups: Table, config: DataConfig, now: datetime, users: Mapping[str, str], images: Mapping[str, tuple[str, str]]
-) -> list[Failures]:
+    groups: Table, looked_into: pd.Series, config: DataConfig, now: datetime, users: Mapping[str, str],
+    images: Mapping[str, tuple[str, str]],
+) -> list[Failures]:  # fmt: skip
     """Failures of whole groups, then those of their candidates, told by group."""
     latest = now + timedelta(days=config.max_future_days)
     whole = judge(group_facts(groups, users), group_rules(config, latest))
-    candidates = candidate_facts(groups.frame, images)
+    candidates = candidate_facts(looked_into, images)
     return [*whole, *(_by_row(found, candidates["group"]) for found in judge(candidates, candidate_rules()))]
 
 

@@ -68,10 +68,15 @@ def group_facts(groups: Table, users: Mapping[str, str]) -> pd.DataFrame:
     )
 
 
-def candidate_facts(groups: pd.DataFrame, images: Mapping[str, tuple[str, str]]) -> pd.DataFrame:
-    """One row a candidate, labelled by number: its group's row, its picture's id and state, and a text to show."""
+def candidate_facts(groups: pd.Series, images: Mapping[str, tuple[str, str]]) -> pd.DataFrame:
+    """One row a candidate, labelled by number: its group's row, its picture's id and state, and a text to show.
+
+    Args:
+        groups: lists of image ids; None where a group is not to be looked into.
+        images: id -> state and why, see `image_states`.
+    """
     rows = []
-    for group, image_ids in groups["image_ids"].items():
+    for group, image_ids in groups.items():
         for position, image_id in enumerate(image_ids or ()):
             state, why = images.get(image_id, ABSENT) if image_id is not None else (None, "")
             shown = f"candidate {position}: {image_id}" + (f" ({why})" if why else "")

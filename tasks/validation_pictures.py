@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from perfusion.data import decode_image
+from perfusion.data.parquetfiles import bounded_batches
 from perfusion.errors import DataError
 from perfusion.progress import Progress
 from tasks.validation_columns import as_text, read_bytes, read_image_ids
@@ -100,7 +101,7 @@ def picture_fault(data: bytes, max_pixels: int) -> str | None:
 
 def _batches(part: Path, file: str) -> Iterator[pa.RecordBatch]:
     try:
-        yield from pq.ParquetFile(part).iter_batches(batch_size=BATCH, columns=["image_id", "image"])
+        yield from bounded_batches(part, ["image_id", "image"], BATCH)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{file}: rule readable: {as_text(str(error))}; copy or write the file again") from None
 

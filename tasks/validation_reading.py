@@ -17,6 +17,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from perfusion.data.parquetfiles import check_place, read_bounded
 from perfusion.errors import DataError
 from tasks.validation_columns import (
     Column,
@@ -164,6 +165,8 @@ def _fill(table: Table, arrow: pa.Table, readers: Mapping[str, Reader]) -> Table
 
 
 def _schema(path: Path) -> pa.Schema:
+    """The schema of a file in the dataset's folder, or of a part file in its images/."""
+    check_place(path, path.parent.parent if path.parent.name == "images" else path.parent)
     try:
         return pq.read_schema(path)
     except (pa.ArrowException, OSError) as error:
@@ -175,7 +178,7 @@ def _read_parquet(path: Path, file: str, required: Iterable[str]) -> pa.Table:
         raise DataError(f"{path}: no such file; a dataset holds users.parquet, groups.parquet and images/; {LAYOUT}")
     _check_columns(_schema(path), file, required)
     try:
-        table = pq.ParquetFile(path).read()
+        table = read_bounded(path)
     except (pa.ArrowException, OSError) as error:
         raise DataError(_not_parquet(path, error)) from None
     if table.num_rows == 0:

@@ -194,6 +194,16 @@ class Workspace:
         return self.work / "report"
 
     @property
+    def watched(self) -> Path:
+        """What the last run of the monitor found."""
+        return self.work / "monitor.json"
+
+    @property
+    def snapshot(self) -> Path:
+        """What the last run trained on, in short: what `perfusion monitor` compares fresh picks with."""
+        return self.work / "snapshot"
+
+    @property
     def studies(self) -> Path:
         """The DVC project of `perfusion benchmark`; a workspace of its own that reads this one's outputs."""
         return self.work / "studies"
@@ -334,6 +344,10 @@ def write_if_changed(path: Path, content: bytes) -> None:
         atomic_write(path, content)
 
 
+#: DVC asks nobody whether there is a newer one, and tells nobody that it ran.
+DVC_CONFIG = "[core]\n    no_scm = True\n    analytics = false\n    check_update = false\n"
+
+
 def init_dvc(folder: Path) -> None:
     """Make `folder` a DVC project without git whose cache is the repository's: whole or not at all.
 
@@ -352,6 +366,7 @@ def init_dvc(folder: Path) -> None:
             )  # fmt: skip
         if done.returncode != 0:
             raise ConfigError(f"{folder}: could not be made a DVC project:\n{done.stderr.strip()}")
+        (made / ".dvc" / "config").write_text(DVC_CONFIG)
         (made / ".dvc").rename(folder / ".dvc")
     finally:
         shutil.rmtree(made, ignore_errors=True)

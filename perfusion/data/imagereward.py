@@ -21,9 +21,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from perfusion.data.importing import is_inside
 from perfusion.data.picturefiles import Group, Source, import_groups, read_entries, rules, says_something
 from perfusion.errors import DataError
+from perfusion.paths import is_inside
 
 __all__ = ["RULES", "import_imagereward", "ranks_to_picks"]
 

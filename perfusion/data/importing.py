@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from perfusion.data.pictures import stored_fault
 
-__all__ = ["QUARANTINE", "Bookmark", "Pictures", "Rule", "active_records", "examine", "is_inside", "ledger"]
+__all__ = ["QUARANTINE", "Bookmark", "Pictures", "Rule", "active_records", "examine", "ledger"]
 
 QUARANTINE = pa.schema(
     [("file", pa.string()), ("row", pa.int64()), ("record_id", pa.string()), ("rule", pa.string()),
@@ -130,13 +130,6 @@ def examine(encoded: pa.Buffer | None) -> tuple[bytes, str | None, int]:
     if encoded is None or not encoded.size:
         return b"", "no bytes", 0
     return hashlib.blake2b(encoded, digest_size=16).digest(), stored_fault(encoded), encoded.size
-
-
-def is_inside(path: object) -> bool:
-    """Whether a path is relative and stays in its folder."""
-    if not isinstance(path, str) or not path or "\0" in path or "\\" in path:
-        return False
-    return not PurePosixPath(path).is_absolute() and ".." not in PurePosixPath(path).parts
 
 
 def ledger(rules: Sequence[Rule], rows: int, removed: Mapping[str, int]) -> list[dict[str, Any]]:

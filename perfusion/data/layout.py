@@ -21,6 +21,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from perfusion.data.parquetfiles import check_place, read_bounded
 from perfusion.data.pictures import ImageStore, is_safe_id
 from perfusion.errors import DataError
 
@@ -388,11 +389,11 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 
 def read_parquet(path: Path) -> pa.Table:
     """A parquet file, whatever its columns."""
-    with _open(path) as file:
-        try:
-            return file.read()
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{path}: not a readable parquet file ({error})") from None
+    _open(path).close()
+    try:
+        return read_bounded(path)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path}: not a readable parquet file ({error})") from None
 
 
 def _open(path: Path) -> pq.ParquetFile:
@@ -400,6 +401,7 @@ def _open(path: Path) -> pq.ParquetFile:
         raise DataError(
             f"{path}: no such file; a dataset folder holds users.parquet, groups.parquet, images/part-*.parquet"
         )
+    check_place(path, path.parent)
     try:
         return pq.ParquetFile(path)
     except (OSError, pa.ArrowException) as error:

@@ -21,11 +21,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from perfusion.data.importing import QUARANTINE, Bookmark, Pictures, Rule, active_records, examine, is_inside, ledger
+from perfusion.data.importing import QUARANTINE, Bookmark, Pictures, Rule, active_records, examine, ledger
 from perfusion.data.layout import GROUP_SCHEMA, ImageWriter, resumable_folder, write_rows
 from perfusion.data.leakage import leakage
+from perfusion.data.parquetfiles import bounded_batches, check_place
 from perfusion.data.query import database
 from perfusion.errors import DataError
+from perfusion.paths import is_inside, stays_inside
 from perfusion.progress import Progress
 
 __all__ = ["RULES", "import_pickapic"]
@@ -116,6 +118,8 @@ def import_pickapic(
     began = time.monotonic()
     shards = _find_shards(source, partial)
     for shard in shards:
+        if Path(source).is_dir():
+            check_place(shard, Path(source))
         _check_shard(shard)
     rows, disagree = _judge_columns(shards, ties)
     facts = [(str(shard.resolve()), shard.stat().st_size, shard.stat().st_mtime_ns) for shard in shards]
@@ -290,16 +294,16 @@ def _picture_batches(
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
     """(row of its first row, jpg_0 and jpg_1 of a few rows) of the row groups that hold a picture not stored yet."""
     try:
-        with pq.ParquetFile(shard, buffer_size=_STREAM) as file:
-            start = 0
-            for group in range(file.metadata.num_row_groups):
-                end = start + file.metadata.row_group(group).num_rows
-                low, high = np.searchsorted(wanted, [start, end])
-                if any(image_id not in stored for side in ids for image_id in side[low:high]):
-                    for batch in file.iter_batches(_ROWS, row_groups=[group], columns=["jpg_0", "jpg_1"]):
-                        yield start, batch.select(["jpg_0", "jpg_1"])
-                        start += batch.num_rows
-                start = end
+        metadata = pq.read_metadata(shard)
+        start = 0
+        for group in range(metadata.num_row_groups):
+            end = start + metadata.row_group(group).num_rows
+            low, high = np.searchsorted(wanted, [start, end])
+            if any(image_id not in stored for side in ids for image_id in side[low:high]):
+                for batch in bounded_batches(shard, ["jpg_0", "jpg_1"], _ROWS, groups=[group], buffer=_STREAM):
+                    yield start, batch.select(["jpg_0", "jpg_1"])
+                    start += batch.num_rows
+            start = end
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{shard}: broken while it was read ({str(error).splitlines()[0]}); fetch it again") from None
 
@@ -341,7 +345,11 @@ def _encoded(column: pa.Array, folder: Path) -> pa.Array:
 
 
 def _file(folder: Path, path: str | None) -> bytes | None:
-    return (folder / path).read_bytes() if path and is_inside(path) and (folder / path).is_file() else None
+    """The bytes of a shard's picture file; None where there is none, or it is not in the shard's folder."""
+    if path is None or not is_inside(path):
+        return None
+    file = folder / path
+    return file.read_bytes() if file.is_file() and stays_inside(file, folder) else None
 
 
 def _judge_pictures(rows: pa.Table, pictures: Pictures) -> pa.Table:

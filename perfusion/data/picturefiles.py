@@ -23,6 +23,7 @@ from perfusion.data.importing import QUARANTINE, Pictures, Rule, active_records,
 from perfusion.data.layout import GROUP_SCHEMA, ImageWriter, new_folder, read_parquet, write_rows
 from perfusion.data.leakage import leakage
 from perfusion.errors import DataError
+from perfusion.paths import stays_inside
 from perfusion.progress import Progress
 
 __all__ = ["Group", "Source", "import_groups", "read_entries", "rules", "says_something"]
@@ -242,19 +243,23 @@ def _candidates(
 
 
 def _finder(root: Path) -> Callable[[str], Path | None]:
-    """Where a picture's file is: at its path, or else anywhere below under its name, if there is one of that name."""
+    """Where a picture's file is: at its path, or else anywhere below under its name, if there is one of that name.
+
+    A link that leads out of `root` is not there.
+    """
     index: dict[str, Path | None] = {}
 
     def find(path: str) -> Path | None:
         direct = root / path
         if direct.is_file():
-            return direct
+            return direct if stays_inside(direct, root) else None
         if not index:
             for folder, _, names in os.walk(root):
                 for name in names:
                     index[name] = None if name in index else Path(folder, name)
             index.setdefault("", None)
-        return index.get(PurePosixPath(path).name)
+        found = index.get(PurePosixPath(path).name)
+        return found if found is not None and stays_inside(found, root) else None
 
     return find
 

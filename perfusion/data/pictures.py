@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from perfusion.data.parquetfiles import MAX_PART_BYTES, bounded_batches, check_place, read_bounded
 from perfusion.errors import DataError
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ class ImageStore:
 
     def _index(self, part: int, file: Path) -> None:
         _check_columns(file)
-        ids = _ids(pq.read_table(file, columns=["image_id"]).column(0))
+        ids = _ids(read_bounded(file, ["image_id"]).column(0))
         for row, image_id in enumerate(ids):
             if image_id is None:
                 self.problems["null"] = f"{file.name} row {row}: no image_id"
@@ -227,7 +228,7 @@ class ImageStore:
         if part not in self._parts:
             while len(self._parts) >= _OPEN_PARTS:
                 self._parts.pop(next(iter(self._parts)))
-            self._parts[part] = _binary(pq.read_table(self.files[part], columns=["image"]).column(0))
+            self._parts[part] = _binary(read_bounded(self.files[part], ["image"], MAX_PART_BYTES).column(0))
         return self._parts[part]
 
 
@@ -239,7 +240,7 @@ def read_part(file: Path) -> Iterator[tuple[str | None, bytes | None]]:
     """
     _check_columns(file)
     try:
-        for batch in pq.ParquetFile(file).iter_batches(batch_size=256, columns=["image_id", "image"]):
+        for batch in bounded_batches(file, ["image_id", "image"], 256):
             yield from zip(_ids(batch.column("image_id")), _binary(batch.column("image")).to_pylist(), strict=True)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{file}: not a readable parquet file ({error})") from None
@@ -259,6 +260,7 @@ def _border(pixels: np.ndarray) -> np.ndarray:
 
 
 def _check_columns(file: Path) -> None:
+    check_place(file, file.parent.parent)  # images/ stands in the dataset's folder
     try:
         schema = pq.read_schema(file)
     except (OSError, pa.ArrowException) as error:

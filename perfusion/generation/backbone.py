@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, CLIPTextModel, PreTrainedTokenizerBase
 from perfusion.config import DiffusionConfig
 from perfusion.errors import WeightsError
 from perfusion.generation.codec import PatchCodec
+from perfusion.model_folder import check_model_folder, reading
 
 __all__ = ["DiffusionBackbone", "build_scheduler", "build_unet", "load_backbone", "load_unet"]
 
@@ -91,12 +92,13 @@ def load_backbone(path: str | Path, dtype: torch.dtype = torch.float32) -> Diffu
     Raises:
         WeightsError: a part is absent or unreadable; names the place and the remedy.
     """
+    if Path(path).is_dir():
+        check_model_folder(Path(path))
     kind = _read(path, "vae", lambda: AutoencoderKL.load_config(str(path), subfolder="vae"))["_class_name"]
     if kind not in _CODECS:
         raise WeightsError(f"{path}/vae: class {kind} is not known; known: {', '.join(_CODECS)}")
-    tokenizer = _read(
-        path, "tokenizer", lambda: AutoTokenizer.from_pretrained(_part(path, "tokenizer"), **_sub(path, "tokenizer"))
-    )
+    tokenizer = _read(path, "tokenizer", lambda: AutoTokenizer.from_pretrained(
+        _part(path, "tokenizer"), trust_remote_code=False, **_sub(path, "tokenizer")))  # fmt: skip
     return DiffusionBackbone(
         vae=_load(_CODECS[kind], path, "vae", dtype),
         text_encoder=_read(path, "text_encoder", lambda: CLIPTextModel.from_pretrained(
@@ -113,6 +115,7 @@ def load_unet(path: str | Path, dtype: torch.dtype = torch.float32) -> UNet2DCon
     Raises:
         WeightsError: it is absent or unreadable.
     """
+    check_model_folder(Path(path))
     return _read(path, "", lambda: UNet2DConditionModel.from_pretrained(str(path), torch_dtype=dtype))
 
 
@@ -142,12 +145,10 @@ def _load(kind: type[ModelMixin], path: str | Path, name: str, dtype: torch.dtyp
 
 def _read(path: str | Path, name: str, load: Any) -> Any:
     """Call `load`; what the libraries raise for absent or broken files becomes one error with place and remedy."""
-    try:
+    with reading(
+        f"{path}/{name}".rstrip("/"),
+        "Give a directory in Stable Diffusion's layout (vae/ text_encoder/ tokenizer/ unet/ scheduler/) or a hub id "
+        "that this machine can reach or has cached in diffusion.path, or leave diffusion.path empty to train the small "
+        "twin",
+    ):
         return load()
-    except (OSError, ValueError, KeyError) as error:
-        where = f"{path}/{name}".rstrip("/")
-        raise WeightsError(
-            f"{where}: cannot load: {str(error).splitlines()[0][:300]}. Give a directory in Stable Diffusion's "
-            "layout (vae/ text_encoder/ tokenizer/ unet/ scheduler/) or a hub id that this machine can reach or has "
-            "cached in diffusion.path, or leave diffusion.path empty to train the small twin"
-        ) from error

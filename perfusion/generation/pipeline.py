@@ -27,6 +27,7 @@ from perfusion.generation.denoiser import Denoiser, Shortcuts, Unconditional
 from perfusion.generation.pan import PersonalAdaptiveNetwork
 from perfusion.generation.samplers import build_sampler
 from perfusion.generation.text import embed_prompts
+from perfusion.model_folder import check_model_folder, reading
 
 __all__ = ["PerFusionPipeline", "PerFusionPipelineOutput"]
 
@@ -86,8 +87,14 @@ class PerFusionPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> PerFusionPipeline:
-        """Read what `save_pretrained` wrote; keyword arguments as in diffusers."""
-        pipe = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        """Read what `save_pretrained` wrote; keyword arguments as in diffusers.
+
+        Raises:
+            WeightsError: a part is absent, broken, outside the folder, or asks for code of its own to be run.
+        """
+        check_model_folder(Path(pretrained_model_name_or_path))
+        with reading(f"{pretrained_model_name_or_path}: as a PerFusionPipeline", "Run the generator stage again"):
+            pipe = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         file = Path(pretrained_model_name_or_path) / FEATURES_FILE
         pipe.features = FeatureEncoder.load(file) if file.exists() else None
         for part in pipe.components.values():

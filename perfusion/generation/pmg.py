@@ -14,13 +14,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from perfusion.data.prompts import phrases
-from perfusion.errors import WeightsError
+from perfusion.model_folder import check_model_folder, reading
 
 __all__ = ["Keywords", "choose", "keywords_by_model", "keywords_by_tfidf", "read_keywords", "rewrite"]
 
@@ -75,14 +76,14 @@ def keywords_by_model(path: str, histories: Mapping[str, Sequence[str]], count: 
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(path)
-        model: Any = AutoModelForCausalLM.from_pretrained(path).eval()
-    except (OSError, ValueError) as error:
-        raise WeightsError(
-            f"pmg.language_model {path}: cannot load: {str(error).splitlines()[0][:300]}. Give a directory or hub "
-            "id of a causal language model, or leave it empty for TF-IDF keywords"
-        ) from error
+    if Path(path).is_dir():
+        check_model_folder(Path(path))
+    with reading(
+        f"pmg.language_model {path}",
+        "Give a directory or hub id of a causal language model, or leave it empty for TF-IDF keywords",
+    ):
+        tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        model: Any = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False).eval()
 
     @cache
     @torch.no_grad()

@@ -61,7 +61,8 @@ def compare(accepted: Mapping[str, Any], users: pd.DataFrame, groups: pd.DataFra
 
     Returns:
         One record a variable: name, kind, psi (>= 0; None where either side has no value), psi_by_chance (what equal
-        populations of these sizes exceed once in a thousand), and for numbers ks (in [0, 1]) and p_value.
+        populations of these sizes exceed once in a thousand), p_value (of Kolmogorov and Smirnov's test, or for
+        categories of chi-square; right where rows are independent, as users are), and for numbers ks (in [0, 1]).
     """
     named = variables(users, groups)
     rows = []
@@ -174,10 +175,21 @@ def _distance(summary: Mapping[str, Any], values: pd.Series) -> dict[str, Any]:
         extra = {"ks": float(test.statistic), "p_value": float(test.pvalue)}
     else:
         before, after = _category_counts(summary, values)
-        extra = {}
+        extra = {"p_value": _same_shares(before, after)}
     used = (before > 0) | (after > 0)
     psi = population_stability_index(before[used], after[used])
     return {"psi": psi, "psi_by_chance": psi_by_chance(int(used.sum()), summary["total"], len(values)), **extra}
+
+
+def _same_shares(before: np.ndarray, after: np.ndarray) -> float:
+    """The p-value of equal shares; bins of which fewer than five are expected on a side share one."""
+    from scipy.stats import chi2_contingency
+
+    table = np.stack([before, after])
+    expected = table.sum(0) * table.sum(1).min() / table.sum()
+    table = np.column_stack([table[:, expected >= 5], table[:, expected < 5].sum(1)])
+    table = table[:, table.sum(0) > 0]
+    return float(chi2_contingency(table, correction=False).pvalue) if table.shape[1] > 1 else 1.0
 
 
 def _category_counts(summary: Mapping[str, Any], values: pd.Series) -> tuple[np.ndarray, np.ndarray]:

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, BatchEncoding, PreTrainedConfig, PreTrainedModel
 
 from perfusion.config import RewardConfig
 from perfusion.data import FeatureEncoder
 from perfusion.errors import ConfigError, DataError, WeightsError
+from perfusion.model_folder import check_model_folder, reading
 from perfusion.nn import AdaptiveNetwork, CrossNetwork, FeatureEmbedding, PersonalPlugIn, UserEncoder
 from perfusion.nn.injection import make_injectable
 from perfusion.reward.backbones import VARIANTS, Backbone, Told, TwoTowers
@@ -339,13 +339,13 @@ class PerFusionRM(PreTrainedModel):
             raise WeightsError(
                 f"{folder}: model_type {kind!r}, need 'perfusion_rm'; point to a folder of the reward stage"
             )
-        try:
+        check_model_folder(folder)
+        with reading(f"{folder}: as a PerFusionRM", "Run the reward stage again"):
             model = super().from_pretrained(folder, *args, **kwargs)
             model.backbone.requires_grad_(False)  # loading makes new parameters, which would train
-            model.tokenizer = AutoTokenizer.from_pretrained(folder, config=model.config.backbone_config)
-            model.processor = AutoImageProcessor.from_pretrained(folder)
-        except (OSError, ValueError, SafetensorError) as error:
-            raise WeightsError(f"{folder}: not a complete PerFusionRM: {error}; run the reward stage again") from error
+            config = model.config.backbone_config
+            model.tokenizer = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False)
+            model.processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
         if (folder / _FEATURES).is_file():
             model.encoder = FeatureEncoder.load(folder / _FEATURES)
         return model

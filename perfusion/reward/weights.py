@@ -12,11 +12,11 @@ from typing import cast
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoTokenizer
 
 from perfusion.config import ClipConfig
 from perfusion.errors import WeightsError
+from perfusion.model_folder import check_model_folder, reading
 from perfusion.reward.backbones import Backbone, TwoTowers
 from perfusion.reward.clip import ClipBackbone, clip_twin
 from perfusion.reward.siglip import SiglipBackbone, siglip_twin
@@ -73,7 +73,8 @@ def load_backbone(
             f"{folder}: weights have sha256 {weights_hash(folder)}, clip.sha256 asks for {sha256}; fetch them again, "
             "or correct the parameter if the change is meant"
         )
-    kind = json.loads((folder / "config.json").read_text()).get("model_type")
+    with reading(f"{folder}/config.json", "fetch it again, or point clip.path at another folder"):
+        kind = json.loads((folder / "config.json").read_text()).get("model_type")
     if kind not in kinds:
         raise WeightsError(
             f"{folder}: config.json says model_type {kind!r}, need {' or '.join(map(repr, kinds))} here; "
@@ -81,16 +82,14 @@ def load_backbone(
         )
     helpers = folder if processor is None else _resolve(processor, weights=False)
     built = KINDS[kind]
-    try:
+    with reading(
+        f"{path}: as a {built.model_class.__name__} with tokenizer and image processor",
+        "Point clip.path at a folder written by save_pretrained, and clip.processor at the one with tokenizer.json and "
+        "preprocessor_config.json if they are apart",
+    ):
         model = built.model_class.from_pretrained(folder, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(helpers)
-        images = AutoImageProcessor.from_pretrained(helpers)
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
-        raise WeightsError(
-            f"{path}: cannot be loaded as a {built.model_class.__name__} with tokenizer and image processor: {error}\n"
-            "Point clip.path at a folder written by save_pretrained, and clip.processor at the one with "
-            "tokenizer.json and preprocessor_config.json if they are apart"
-        ) from error
+        tokenizer = AutoTokenizer.from_pretrained(helpers, trust_remote_code=False)
+        images = AutoImageProcessor.from_pretrained(helpers, trust_remote_code=False)
     return built(model.eval(), tokenizer, images)
 
 
@@ -120,6 +119,7 @@ def _resolve(path: str | Path, weights: bool = True) -> Path:
     folder = Path(path)
     if not folder.is_dir():
         folder = _download(str(path))
+    check_model_folder(folder)
     if not weights:
         return folder
     if not (folder / "config.json").is_file() or not _weight_files(folder):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from perfusion.errors import WeightsError
+from perfusion.model_folder import UNREADABLE, first_line
 from perfusion.reward import TwoTowers
 from perfusion.reward.batches import spread
 from perfusion.scorers.embedding import picture_embeddings, rows_of
@@ -83,8 +83,8 @@ def load_head(path: Path | str) -> AestheticHead:
         state = torch.load(path, map_location="cpu", weights_only=True)
         head = AestheticHead(state["layers.0.weight"].shape[1])
         head.load_state_dict(state)
-    except (RuntimeError, KeyError, TypeError, AttributeError, EOFError, pickle.UnpicklingError) as error:
-        raise WeightsError(f"{path}: not the weights of an aesthetic head ({error}); {remedy}") from error
+    except UNREADABLE as error:
+        raise WeightsError(f"{path}: not the weights of an aesthetic head ({first_line(error)}); {remedy}") from error
     return head.eval()
 
 

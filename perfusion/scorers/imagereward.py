@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +14,7 @@ from transformers import AutoTokenizer, BlipTextConfig, BlipVisionConfig, BlipVi
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
 from perfusion.config import ScorerWeights
-from perfusion.errors import WeightsError
+from perfusion.model_folder import check_model_folder, reading
 from perfusion.reward.backbones import PicturePreparation
 from perfusion.reward.batches import spread
 from perfusion.scorers.aesthetic import AestheticHead, fit_head
@@ -149,13 +150,11 @@ def load_imagereward(weights: ScorerWeights, vision: BlipVisionConfig = LARGE_VI
     model = ImageRewardModel(vision, text)
     load_weights(model, our_names(read_state(path, IMAGEREWARD)), path, IMAGEREWARD)
     place = weights.processor or TOKENIZER
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(place)
-    except (OSError, ValueError) as error:
-        raise WeightsError(
-            f"{place}: no tokenizer there ({str(error).splitlines()[0]}); download {TOKENIZER} and set "
-            f"{IMAGEREWARD.parameter}.processor to its folder"
-        ) from error
+    if Path(place).is_dir():
+        check_model_folder(Path(place))
+    remedy = f"Download {TOKENIZER} and set {IMAGEREWARD.parameter}.processor to its folder"
+    with reading(f"{place}: no tokenizer there", remedy):
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     return ImageRewardScore(model.eval(), tokenizer, twin=False)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +10,13 @@ from pathlib import Path
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from perfusion.config import ScorerWeights
 from perfusion.errors import WeightsError
+from perfusion.model_folder import UNREADABLE, first_line
+from perfusion.paths import stays_inside
 
 __all__ = ["Source", "file_hash", "load_weights", "locate", "read_state"]
 
@@ -57,6 +57,8 @@ def locate(weights: ScorerWeights, source: Source) -> Path:
         if not held:
             raise WeightsError(f"{path}: none of {', '.join(source.files)} in this folder; {source.remedy}")
         found = held[0]
+        if not stays_inside(found, path):
+            raise WeightsError(f"{found}: a link to {found.resolve()}, outside this folder; {source.remedy}")
     else:
         found = _fetch(weights.path, source)
     if weights.sha256 is not None and (real := file_hash(found)) != weights.sha256.lower():
@@ -75,12 +77,8 @@ def _fetch(name: str, source: Source) -> Path:
         try:
             return Path(hf_hub_download(name, file))
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-            problem = _first_line(error)
+            problem = first_line(error)
     raise WeightsError(f"{name}: no such file or folder, and the hub does not give it ({problem}); {source.remedy}")
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def file_hash(path: Path) -> str:
@@ -99,9 +97,9 @@ def read_state(path: Path, source: Source) -> dict[str, Tensor]:
     """
     try:
         found = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
+    except UNREADABLE as error:
         raise WeightsError(
-            f"{path}: no weights that can be read safely ({_first_line(error)}); {source.remedy}"
+            f"{path}: no weights that can be read safely ({first_line(error)}); {source.remedy}"
         ) from error
     if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
         found = found["state_dict"]

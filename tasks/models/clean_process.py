@@ -16,15 +16,11 @@ import torch
 
 from perfusion.errors import GateError
 from tasks.process import cpu_environment, group
+from tasks.quiet import QUIET
 
 __all__ = ["load_in_clean_process"]
 
-QUIET = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "true",
-    "HF_HUB_OFFLINE": "1",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-}
+ALONE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 _SCRIPT = """
 import json, logging, sys
 logging.disable(logging.WARNING)
@@ -62,7 +58,7 @@ def load_in_clean_process(
         probe.to_parquet(question)
         script = f"import mlflow; mlflow.set_tracking_uri({tracking_uri!r})\n{_SCRIPT}"
         arguments = [str(question), str(answer), model_uri, json.dumps(dict(params or {}))]
-        environment = {**os.environ, **cpu_environment(threads or torch.get_num_threads()), **QUIET}
+        environment = {**os.environ, **cpu_environment(threads or torch.get_num_threads()), **QUIET, **ALONE}
         options = {"cwd": folder, "env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
         with group([sys.executable, "-c", script, *arguments], **options) as process:
             try:

@@ -22,8 +22,9 @@ import pandas as pd
 import torch
 
 from perfusion.errors import GateError
-from tasks.models.clean_process import QUIET
+from tasks.models.clean_process import ALONE
 from tasks.process import cpu_environment, group
+from tasks.quiet import QUIET
 
 __all__ = ["serving_costs"]
 
@@ -90,7 +91,7 @@ Server = tuple["subprocess.Popen[str]", IO[str]]
 def _server(folder: Path, uri: str, tracking_uri: str) -> Iterator[Server]:
     """A process with the model loaded, and the file it complains to; it ends with the block."""
     command = [sys.executable, "-c", _SCRIPT, str(folder / "probe.parquet"), uri, tracking_uri]
-    environment = {**os.environ, **cpu_environment(torch.get_num_threads()), **QUIET}
+    environment = {**os.environ, **cpu_environment(torch.get_num_threads()), **QUIET, **ALONE}
     with (
         tempfile.TemporaryFile("w+", dir=folder) as said,
         group(

@@ -207,8 +207,9 @@ class Registry:
             return self._transition("promote", versions, expected, decisions, reason, force)
 
     def rollback(
-        self, name: str, to: int | None = None, reason: str = "", expected: Versions | None = None
-    ) -> Transition:
+        self, name: str, to: int | None = None, reason: str = "", expected: Versions | None = None,
+        decisions: Sequence[Decision] = (),
+    ) -> Transition:  # fmt: skip
         """Return to an earlier champion, with its partner, after verifying every byte of it.
 
         Args:
@@ -216,6 +217,7 @@ class Registry:
             to: version of `name` (of the generator, for a family) that was champion once; None: the one before.
             reason: kept in the log.
             expected: refuse when the champions are not these; None takes them as they are.
+            decisions: what it rests on; kept in the log.
 
         Raises:
             GateError: there is no such earlier champion, or its bytes changed.
@@ -225,7 +227,8 @@ class Registry:
             target = rollback_target(self.history(family), name, to)
             current = self.champions(family)
             moves = {model: version for model, version in target.items() if current.get(model) != version}
-            return self._transition("rollback", moves, current if expected is None else expected, (), reason, False)
+            seen = current if expected is None else expected
+            return self._transition("rollback", moves, seen, decisions, reason, False)
 
     def recover(self) -> Transition | None:
         """Finish or undo the transition that a crash interrupted; None when there was none."""

@@ -9,8 +9,8 @@ TOOLS = {"prefect", "mlflow", "dvc", "great_expectations", "typer", "filelock"}
 BELOW = {"perfusion": {"tasks", "flows"}, "tasks": {"flows"}, "flows": set()}
 #: Packages of the library, lowest first; those in one row do not know each other.
 ROWS = (
-    {"errors", "progress", "torchvision_guard"},
-    {"config", "checkpoint", "fanout", "seeding", "statistics"},
+    {"errors", "paths", "progress", "torchvision_guard"},
+    {"config", "checkpoint", "fanout", "model_folder", "seeding", "statistics"},
     {"compute", "distributed", "optimiser"},
     {"loop"},
     {"nn", "data"},

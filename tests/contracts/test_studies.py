@@ -22,7 +22,7 @@ from tasks.studies.systems import DRAWN, RANKED, STUDIES, VIEWS
 
 PIPE = yaml.safe_load(PIPELINE.read_text())["stages"]
 GRAPH = yaml.safe_load((imports.REPOSITORY / "dvc.yaml").read_text())["stages"]
-PLUMBING = ("perfusion/errors.py", "perfusion/progress.py")
+PLUMBING = ("perfusion/errors.py", "perfusion/progress.py", "perfusion/paths.py", "perfusion/model_folder.py")
 PARAMS = load_params(imports.REPOSITORY / "params.yaml")
 ADAPTERS = imports.REPOSITORY / "tasks" / "studies" / "stages.py"
 

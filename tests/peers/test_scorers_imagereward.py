@@ -117,7 +117,7 @@ def test_a_missing_tensor_or_tokenizer_is_named(reference: BlipForImageTextRetri
     state = original_names(reference, ImageRewardModel(vision, text).mlp)
     torch.save(state, tmp_path / "ImageReward.pt")
     weights = ScorerWeights(path=str(tmp_path / "ImageReward.pt"), processor=str(tmp_path / "absent"))
-    with pytest.raises(WeightsError, match=r"absent: no tokenizer there .*evaluate\.weights\.imagereward\.processor"):
+    with pytest.raises(WeightsError, match=r"absent: no tokenizer there.*evaluate\.weights\.imagereward\.processor"):
         load_imagereward(weights, vision, text)
     del state["blip.visual_encoder.norm.bias"]
     torch.save(state, tmp_path / "ImageReward.pt")

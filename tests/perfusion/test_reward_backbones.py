@@ -105,9 +105,9 @@ def test_weights_are_checked_by_hash(folder: Path):
     [
         (lambda folder: (folder / "model.safetensors").unlink(), "need config.json and model.safetensors, found"),
         (lambda folder: (folder / "config.json").write_text('{"model_type": "siglip"}'), "model_type 'siglip'"),
-        (lambda folder: (folder / "tokenizer.json").unlink(), "cannot be loaded as a CLIPModel"),
-        (lambda folder: (folder / "preprocessor_config.json").unlink(), "cannot be loaded as a CLIPModel"),
-        (lambda folder: (folder / "model.safetensors").write_bytes(b"no"), "cannot be loaded as a CLIPModel"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "CLIPModel .*cannot load"),
+        (lambda folder: (folder / "preprocessor_config.json").unlink(), "CLIPModel .*cannot load"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"no"), "CLIPModel .*cannot load"),
     ],
 )
 def test_an_incomplete_folder_names_itself_and_the_remedy(folder: Path, break_it, message: str):

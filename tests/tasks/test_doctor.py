@@ -7,12 +7,10 @@ from pathlib import Path
 import pytest
 
 from tasks.doctor import examine
+from tasks.quiet import QUIET as SWITCHES
 from tasks.workspace import open_workspace
 
-QUIET = {
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "true", "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DVC_NO_ANALYTICS": "1", "HF_HUB_OFFLINE": "1",
-}  # fmt: skip
+QUIET = {**SWITCHES, "HF_HUB_OFFLINE": "1"}
 
 
 def states(folder: Path, environment: dict[str, str]) -> dict[str, str]:
