@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 __all__ = ["changed_files", "file_hashes", "manifest_digest"]
@@ -20,9 +21,11 @@ def file_hashes(folder: Path) -> dict[str, str]:
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such model folder")
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    names = {path.relative_to(folder): path for path in files}
-    return {name.as_posix(): _sha256(path) for name, path in names.items() if not set(name.parts) & set(_BY_LOADING)}
+    names = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
+    files = [name for name in names if not set(name.parts) & set(_BY_LOADING)]
+    with ThreadPoolExecutor() as pool:  # hashing lets other threads run: a large model's files are read side by side
+        hashes = pool.map(_sha256, (folder / name for name in files))
+        return {name.as_posix(): digest for name, digest in zip(files, hashes, strict=True)}
 
 
 def manifest_digest(hashes: dict[str, str]) -> str:

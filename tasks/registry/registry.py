@@ -69,13 +69,7 @@ class Registry:
 
     def version(self, name: str, alias: str = CHAMPION) -> int | None:
         """The version that `alias` of model `name` points to; None when the model or the alias does not exist."""
-        try:
-            aliases = self.client.get_registered_model(name).aliases
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return None
-            raise
-        return int(aliases[alias]) if alias in aliases else None
+        return self._aliases(name).get(alias)
 
     def champions(self, family: str) -> dict[str, int | None]:
         """The champion of each of a family's models, by registered name."""
@@ -124,7 +118,7 @@ class Registry:
             action = pending.body["action"]
             problems.append(f"entry {pending.seq}: this {action} was interrupted; the next transition resolves it")
             return problems
-        for name, logged in final_champions(self.history()).items():
+        for name, logged in final_champions(entries).items():
             if (found := self.version(name)) != logged:
                 problems.append(_drift(name, found, logged))
         return problems
@@ -255,8 +249,9 @@ class Registry:
 
     def _finish(self, intent: Entry) -> None:
         """Set every alias of an intent and write its commit. Repeating it changes nothing more."""
+        stood = {name: self._aliases(name) for name in intent.body["moves"]}
         for name, (_, after) in intent.body["moves"].items():
-            if self.version(name) == after:
+            if stood[name].get(CHAMPION) == after:
                 continue
             if after is None:
                 self.client.delete_registered_model_alias(name, CHAMPION)
@@ -265,7 +260,7 @@ class Registry:
         commit = self.ledger.append("commit", {"id": intent.body["id"]})
         self._anchor(intent.body["moves"], commit)
         for name, (_, after) in intent.body["moves"].items():
-            if after is not None and self.version(name, CHALLENGER) == after:
+            if after is not None and stood[name].get(CHALLENGER) == after:
                 self.client.delete_registered_model_alias(name, CHALLENGER)
 
     def _recover(self) -> Transition | None:
@@ -298,7 +293,7 @@ class Registry:
 
     def _check_champions(self, versions: Versions, expected: Versions, forced: bool) -> None:
         """Compare-and-swap: aliases must be what the caller saw, and what this log last made them."""
-        logged = final_champions(self.history())
+        logged = final_champions(self.ledger.entries())
         for name in versions:
             found = self.version(name)
             if name not in expected:
@@ -328,6 +323,16 @@ class Registry:
                     f"{name} version {version} was judged by {reward} version {judged}, but the champion beside it "
                     f"would be {_shown(champion)}; promote {reward} version {judged} together with it"
                 )
+
+    def _aliases(self, name: str) -> dict[str, int]:
+        """Alias -> version of a model; {} when there is no such model."""
+        try:
+            aliases = self.client.get_registered_model(name).aliases
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return {}
+            raise
+        return {alias: int(version) for alias, version in aliases.items()}
 
     def _manifest(self, name: str, version: int) -> dict[str, str]:
         for entry in reversed(self.ledger.entries()):

@@ -110,10 +110,11 @@ def pending_intent(entries: Sequence[Entry]) -> Entry | None:
     return next((e for e in reversed(entries) if e.event == "intent" and e.body["id"] not in ended), None)
 
 
-def final_champions(history: Sequence[Transition]) -> Champions:
-    """The champions that the committed transitions leave."""
-    committed = (transition for transition in history if transition.status == "committed")
-    return {name: after for transition in committed for name, (_, after) in transition.moves.items()}
+def final_champions(entries: Sequence[Entry]) -> Champions:
+    """The champions that the log's committed transitions leave; reads moves alone, because every promotion asks it."""
+    committed = {entry.body["id"] for entry in entries if entry.event == "commit"}
+    done = (e for e in entries if e.event == "adopt" or (e.event == "intent" and e.body["id"] in committed))
+    return {name: after for entry in done for name, (_, after) in entry.body["moves"].items()}
 
 
 def rollback_target(history: Sequence[Transition], name: str, to: int | None) -> Champions:
