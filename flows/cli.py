@@ -10,7 +10,17 @@ from typing import Annotated
 
 import typer
 
-from flows import cli_benchmark, cli_data, cli_look, cli_machine, cli_models, cli_people, cli_registry, cli_run
+from flows import (
+    cli_benchmark,
+    cli_data,
+    cli_look,
+    cli_machine,
+    cli_models,
+    cli_people,
+    cli_registry,
+    cli_restore,
+    cli_run,
+)
 from flows.cli_common import help_text, unwrapped
 from flows.environment import quieten
 from perfusion.errors import PerFusionError
@@ -33,7 +43,7 @@ Commands find the workspace (the folder with params.yaml and dvc.yaml) from the 
 names another. Add --debug to any command for the traceback of an error."""
 
 app = typer.Typer(help=unwrapped(HELP), no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
-for module in (cli_run, cli_benchmark, cli_look, cli_people, cli_models, cli_registry, cli_machine):
+for module in (cli_run, cli_benchmark, cli_look, cli_people, cli_models, cli_registry, cli_restore, cli_machine):
     for name, command in module.COMMANDS.items():
         app.command(name, help=help_text(command))(command)
 app.add_typer(cli_data.app, name="data")

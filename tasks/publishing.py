@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -63,6 +65,8 @@ def register(workspace: Workspace, params: Params, record: FlowRecord) -> Regist
     found = {name: _version_of(registry, name, made[role]) for role, name in names.items()}
     users = workspace.split / "users.parquet"
     known = None not in found.values()
+    if not known or found != registry.champions(params.name):
+        _keep_origin(workspace, record)
     reward = found[names["reward"]]
     if not known:
         from tasks.models.artifact import log_generator, log_reward  # here: it imports torch and diffusers
@@ -103,9 +107,23 @@ def report(workspace: Workspace, record: FlowRecord) -> Path:
     return page
 
 
+def _keep_origin(workspace: Workspace, record: FlowRecord) -> None:
+    """Keep what it takes to restore a version before there is one: whatever becomes a champion can be restored."""
+    from tasks.dvc_cache import keep_data  # here: DVC is slow to import
+
+    data = next(dep["md5"] for dep in _locked_stages(workspace)["validate"]["deps"] if dep["path"] == "data")
+    keep_data(workspace, str(data))
+    record.origin(str(json.loads(workspace.verified_data.read_text())["content_hash"]))
+
+
+def _locked_stages(workspace: Workspace) -> dict[str, Any]:
+    """The stages of dvc.lock."""
+    return dict(yaml.safe_load(workspace.dvc_lock.read_text())["stages"])
+
+
 def _made_from(workspace: Workspace) -> dict[str, str]:
     """DVC's hashes of the folders that become registered models."""
-    stages = yaml.safe_load(workspace.dvc_lock.read_text())["stages"]
+    stages = _locked_stages(workspace)
     return {role: str(stages[role]["outs"][0]["md5"]) for role in ("reward", "generator")}
 
 

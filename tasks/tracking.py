@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import threading
 import time
@@ -16,15 +17,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import mlflow
+import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from perfusion.config import Params
+from perfusion.governance import lineage_record
 from tasks.livelog import LogTail
 from tasks.workspace import REPOSITORY, Workspace
 
@@ -32,6 +36,7 @@ __all__ = ["FlowRecord", "experiment_of", "flow_record", "metric_key", "open_sto
 
 BATCH = 900  # MLflow takes at most 1000 metrics at once
 POLL_SECONDS = 1.0
+CODE = ("perfusion", "tasks", "flows")
 Progress = Callable[[str, int, int], None]
 
 
@@ -90,9 +95,11 @@ class FlowRecord:
         self.params = params
         self.runs: dict[str, str] = {}  # trained model -> its nested run
         self.stages: dict[str, str] = {}  # trained model -> the stage that trains it
+        self.source: Mapping[str, str] = {}  # what `source_state` said when the run began
 
     def configuration(self, source: Mapping[str, str]) -> None:
         """Parameters, and what is needed to get exactly this code and pipeline again."""
+        self.source = source
         values = _flat(self.params.model_dump(mode="json"))
         self.client.log_batch(self.run_id, params=[Param(name, str(value)) for name, value in values.items()])
         self.client.log_text(self.run_id, json.dumps(self.params.model_dump(mode="json"), indent=2), "resolved.json")
@@ -151,12 +158,30 @@ class FlowRecord:
         self.client.log_text(self.run_id, "\n".join([verdict, *reasons]) + "\n", f"gates/{gate}.txt")
         self.log_metrics(self.run_id, {f"gate_{gate}/{name}": value for name, value in _numbers(statistics).items()})
 
+    def origin(self, content_hash: str) -> None:
+        """What `perfusion restore` needs, before any version of this run can be promoted.
+
+        Args:
+            content_hash: of the dataset, canonical.
+        """
+        paths = self.workspace
+        lock, params = yaml.safe_load(paths.dvc_lock.read_text()), self.params.model_dump(mode="json")
+        lineage = lineage_record(
+            dataset_digest=content_hash, params=params, code_sha=self.source["commit"],
+            code_dirty=bool(self.source["diff"]), lock=lock, versions=_machine()["libraries"],
+        )  # fmt: skip
+        self.client.log_text(self.run_id, json.dumps(lineage, indent=2), "lineage.json")
+        self._log_files(paths.dvc_yaml, paths.dvc_lock, paths.params_file, paths.data_dvc)
+
+    def _log_files(self, *files: Path) -> None:
+        for file in files:
+            if file.exists():
+                self.client.log_artifact(self.run_id, str(file))
+
     def evidence(self) -> None:
         """Everything needed to judge or restore this run, in the layout of a workspace's work folder."""
         paths = self.workspace
-        for file in (paths.dvc_yaml, paths.dvc_lock, paths.params_file, paths.data_dvc, paths.outcome):
-            if file.exists():
-                self.client.log_artifact(self.run_id, str(file))
+        self._log_files(paths.dvc_yaml, paths.dvc_lock, paths.params_file, paths.data_dvc, paths.outcome)
         for folder in ("metrics", "logs", "evaluation", "report", "quarantine"):
             if (paths.work / folder).is_dir():
                 self.client.log_artifacts(self.run_id, str(paths.work / folder), folder)
@@ -249,16 +274,29 @@ class _Follower:
 
 
 def source_state(repository: Path) -> dict[str, str]:
-    """The commit and the difference of the working tree to it; "unknown" and "" outside git."""
+    """The commit, and the difference of the working tree to it as a patch; "unknown" and "" outside git.
 
-    def git(*arguments: str) -> str | None:
+    Code that was not added to git yet is part of the patch; other unknown files (notes, secrets) are not.
+    """
+
+    def git(*arguments: str, index: Path | None = None) -> str | None:
+        environment = {**os.environ, **({"GIT_INDEX_FILE": str(index)} if index is not None else {})}
         try:
-            done = subprocess.run(["git", *arguments], cwd=repository, capture_output=True, text=True, errors="replace")
+            done = subprocess.run(["git", *arguments], cwd=repository, capture_output=True, env=environment)
         except FileNotFoundError:
             return None
-        return done.stdout if done.returncode == 0 else None
+        return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else None
 
-    return {"commit": (git("rev-parse", "HEAD") or "unknown").strip(), "diff": git("diff", "HEAD") or ""}
+    commit = git("rev-parse", "HEAD")
+    if commit is None:
+        return {"commit": "unknown", "diff": ""}
+    with TemporaryDirectory(prefix="perfusion-git-") as folder:
+        index = Path(folder) / "index"  # a copy, so that the user's own stays as it is
+        shutil.copyfile(repository / (git("rev-parse", "--git-path", "index") or "").strip(), index)
+        code = [folder for folder in CODE if (repository / folder).is_dir()]  # git adds nothing when one is not there
+        git("add", "--intent-to-add", "--", *code, index=index)
+        plain = ("--binary", "--no-renames", "--no-color", "--no-ext-diff", "--no-textconv")  # as `git apply` takes it
+        return {"commit": commit.strip(), "diff": git("diff", "HEAD", *plain, index=index) or ""}
 
 
 def _machine() -> dict[str, Any]:

@@ -7,6 +7,7 @@ registry.rollback("perfusion-generator", reason="returns rose")
 
 from tasks.registry.ledger import Entry, Ledger
 from tasks.registry.manifest import changed_files, file_hashes, manifest_digest
+from tasks.registry.references import version_named
 from tasks.registry.registry import CHALLENGER, CHAMPION, JUDGED_BY, Registry, open_registry
 from tasks.registry.transitions import Evidence, Transition, family_of
 
@@ -24,4 +25,5 @@ __all__ = [
     "file_hashes",
     "manifest_digest",
     "open_registry",
+    "version_named",
 ]

@@ -15,7 +15,8 @@ from flows.cli_headline import print_headline
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMMANDS = [
     "retrain", "stage", "schedule", "report", "compare", "score", "generate", "promote", "rollback", "history",
-    "doctor", "ui", "benchmark", "evaluate-experts", "evaluate-outcomes", "data sample", "data import-pickapic", "data import-hpd",
+    "restore", "evaluate", "doctor", "ui", "benchmark", "evaluate-experts", "evaluate-outcomes",
+    "data sample", "data import-pickapic", "data import-hpd",
     "data import-imagereward", "data validate", "data describe",
 ]  # fmt: skip
 
