@@ -64,6 +64,9 @@ def serve(
     server.run(sockets=[listener])
     if not server.started:
         raise typer.Exit(1)
+    if abandoned := sum(worker.abandoned for worker in workers.values()):
+        typer.echo(f"{family}: stopped; {abandoned} accepted requests had no answer after --grace {grace} s", err=True)
+        raise typer.Exit(1)
     typer.echo(f"{family}: stopped, everything that was accepted is answered")
 
 

@@ -50,7 +50,11 @@ def create_app(champions: Champions) -> FastAPI:
     async def ask(role: str, question: Callable[[Served], T]) -> T:
         place = champions.places[role]
         place.model()  # where nothing serves there is nothing to wait for
-        return await asyncio.wrap_future(place.worker.submit(lambda: question(place.model())))
+        try:
+            return await asyncio.wrap_future(place.worker.submit(lambda: question(place.model())))
+        except asyncio.CancelledError:  # by a stop that has waited long enough
+            place.worker.abandoned += 1
+            raise
 
     # No pages for reading the interface: they would be drawn by scripts from elsewhere. /openapi.json describes it.
     app = FastAPI(title="perfusion", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)

@@ -38,12 +38,16 @@ class Worker:
     Args:
         name: of its thread.
         room: requests accepted and not yet answered, at most, the one that is being answered included.
+
+    Attributes:
+        abandoned: accepted requests that nobody waited for to the end.
     """
 
     def __init__(self, name: str, room: int) -> None:
         self.room = room
         self._pool = ThreadPoolExecutor(1, thread_name_prefix=name)
         self._lock = threading.Lock()
+        self.abandoned = 0
         self._inside = 0
         self._mean = 0.0
 

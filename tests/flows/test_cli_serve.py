@@ -47,7 +47,8 @@ def _crown(registry: Registry, version: int) -> None:
 @pytest.fixture
 def server(shop: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The process, and where it listens."""
-    command = [sys.executable, "-m", "flows.cli", "serve", "--port", "0", "--interval", "0.2", "-w", str(shop)]
+    words = ["serve", "--port", "0", "--interval", "0.2", "--grace", "900", "-w", str(shop)]
+    command = [sys.executable, "-m", "flows.cli", *words]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with (tmp_path / "errors").open("w") as errors, group(
         command, env=environment, stdout=subprocess.PIPE, stderr=errors
@@ -85,7 +86,7 @@ def test_it_serves_follows_a_promotion_and_answers_what_it_accepted_before_it_en
     assert ask(f"{url}/health")["status"] == "ok"
     assert ask(f"{url}/score", SCORE)["version"] == 1
     _crown(open_registry(f"sqlite:///{shop / 'mlruns' / 'mlflow.db'}", shop / "mlruns"), 2)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while set(ask(f"{url}/version")["models"].values()) != {2}:
         assert time.monotonic() < deadline, "the promotion was not seen"
         time.sleep(0.1)
@@ -95,11 +96,11 @@ def test_it_serves_follows_a_promotion_and_answers_what_it_accepted_before_it_en
     for asker in askers:
         asker.start()
     while ask(f"{url}/health")["models"]["generator"]["waiting"] < 2:
-        assert time.monotonic() < deadline + 60
+        assert time.monotonic() < deadline
     process.send_signal(signal.SIGTERM)
     for asker in askers:
-        asker.join(120)
-    assert process.wait(60) == 0
+        asker.join(600)
+    assert process.wait(300) == 0
     assert len(answers) == 4
     assert {(answer["version"], len(answer["images"])) for answer in answers} == {(2, 4)}
     assert process.stdout is not None

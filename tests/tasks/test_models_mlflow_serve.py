@@ -135,7 +135,7 @@ def test_a_malformed_request_is_refused_by_field(
     body = {"dataframe_records": [{**ROW, **row}], **({} if params is None else {"params": params})}
     status, answer = ask(ports[role], body)
     assert status == 400, answer
-    assert re.search(rf"\b{field}\b", answer["message"].rpartition("Error: ")[2]), answer
+    assert re.search(rf"\b{field}\b", answer["message"].rpartition("\nError: ")[2]), answer
 
 
 def test_a_missing_field_and_what_is_no_request_are_refused(ports: dict[str, int]) -> None:
