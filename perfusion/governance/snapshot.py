@@ -121,7 +121,7 @@ def facts_of_users(
     for phrase in watched:
         text = phrase.removeprefix("phrase ")
         columns[f"phrase {text}"] = phrases.map(lambda found, text=text: text in found).astype(float)
-    parts = {}
+    parts: dict[str, pd.Series] = {}
     for name, values in columns.items():
         by_user = values.groupby(groups["user_id"], sort=True)
         parts |= {f"{name} n": by_user.count(), f"{name} sum": by_user.sum()}
