@@ -52,6 +52,7 @@ __all__ = ["accept", "validate"]
 
 PROFILE = "profile.json"
 EXAMPLES = 3
+LOOKED_INTO = 1000  # candidates
 
 
 def validate(
@@ -87,7 +88,7 @@ def validate(
     before = _read_profile(accepted)
     data_dir = Path(data_dir)
     users, groups = _read_tables(data_dir)
-    looked_into = groups.frame["image_ids"].where(_bearable(groups.frame["image_ids"], config.max_group_size), None)
+    looked_into = groups.frame["image_ids"].where(_bearable(groups.frame["image_ids"], config), None)
     pictures = check_pictures(data_dir, _referenced(looked_into), config.max_image_pixels)
 
     user_failures = _judge_users(users)
@@ -168,9 +169,10 @@ def _read_tables(root: Path) -> tuple[Table, Table]:
     return found[0], found[1]
 
 
-def _bearable(image_ids: pd.Series, most: int) -> pd.Series:
-    """Which groups have no more candidates than allowed. The others are set aside for that alone, unread: one of a
+def _bearable(image_ids: pd.Series, config: DataConfig) -> pd.Series:
+    """Which groups are looked into. Those far beyond `max_group_size` are set aside for that alone, unread: one of a
     million candidates would cost more than all the rest together."""
+    most = max(LOOKED_INTO, config.max_group_size)
     return image_ids.map(lambda ids: ids is not None and len(ids) <= most).astype(bool)
 
 
