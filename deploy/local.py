@@ -30,6 +30,7 @@ from pathlib import Path
 from deploy.bucket import make_bucket
 from perfusion.errors import ConfigError, PerFusionError
 from tasks.process import group
+from tasks.quiet import QUIET
 
 __all__ = ["BUCKET", "PORTS", "Backends", "backends", "free_ports", "missing"]
 
@@ -41,7 +42,6 @@ DATABASES = (
 )  # of their own, because MLflow and Prefect both migrate "alembic_version"
 BUCKET, USER, HOST = "perfusion", "perfusion", "127.0.0.1"
 PATIENCE = 900.0  # seconds that a very busy machine may take to start one of them
-_QUIET = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ def _server(
         open(folder / "logs" / f"{name}.log", "w") as log,
         group(
             command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-            env={**inherited, **_QUIET, **environment}, **{"cwd": folder, **options},
+            env={**inherited, **QUIET, **environment}, **{"cwd": folder, **options},
         ) as process,
     ):  # fmt: skip
         yield process
