@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import shutil
+import socket
 import subprocess
 import threading
 import time
@@ -53,12 +54,15 @@ def open_store(workspace: Workspace) -> MlflowClient:
 
 def store_failure(error: Exception) -> str | None:
     """What to tell of an error that means that the store cannot be used now; None for any other error."""
-    if not isinstance(error, MlflowException) or error.error_code != "TEMPORARILY_UNAVAILABLE":
+    if not isinstance(error, MlflowException):
+        return None
+    unanswered = error.message.startswith("API request to ")  # what MLflow says when all its tries met no server
+    if error.error_code != "TEMPORARILY_UNAVAILABLE" and not unanswered:
         return None
     return (
         f"MLflow's store cannot be used: {error.message.strip().splitlines()[0]}\n"
-        "remedy: see that its database is there, that its disk has space and that nobody holds a lock on it; then run "
-        "again, what has finished is kept"
+        "remedy: see that its server or database is there, that its disk has space and that nobody holds a lock on it; "
+        "then run again, what has finished is kept"
     )
 
 
@@ -77,6 +81,7 @@ def flow_record(workspace: Workspace, params: Params, tags: Mapping[str, str]) -
             "mlflow.source.type": "PROJECT",
             "mlflow.source.git.commit": source["commit"],
             "workspace": str(workspace.root),
+            "machine": socket.gethostname(),
             **tags,
         },
     )
@@ -98,9 +103,14 @@ def flow_record(workspace: Workspace, params: Params, tags: Mapping[str, str]) -
 
 
 def _close_forsaken(client: MlflowClient, experiment: str, workspace: Workspace) -> None:
-    """End the runs that a killed process left open: whoever holds the workspace knows that nobody writes them now."""
+    """End the runs that a killed process left open: whoever holds the workspace knows that nobody writes them now.
+
+    On a shared server another machine's workspace may bear the same path; its runs are its own.
+    """
     running = client.search_runs([experiment], "attributes.status = 'RUNNING'")
-    own = {run.info.run_id for run in running if run.data.tags.get("workspace") == str(workspace.root)}
+    here = (str(workspace.root), socket.gethostname())
+    told = ((run.info.run_id, run.data.tags) for run in running)
+    own = {run_id for run_id, tags in told if (tags.get("workspace"), tags.get("machine")) == here}
     for run in running:
         if {run.info.run_id, run.data.tags.get(MLFLOW_PARENT_RUN_ID)} & own:
             client.set_terminated(run.info.run_id, "KILLED")
