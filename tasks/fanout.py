@@ -78,8 +78,8 @@ def compute_shard(packed: bytes, threads: int) -> bytes:
 
 
 # no decorators: a function that a worker finds under its own name is sent as a name, others with all they refer to
-_fan_out = flow(name="fan-out", persist_result=False, validate_parameters=False)(run_work)
-_shard = task(name="shard", cache_policy=NO_CACHE, persist_result=False)(compute_shard)
+_fan_out: Any = flow(name="fan-out", persist_result=False, validate_parameters=False)(run_work)
+_shard: Any = task(name="shard", cache_policy=NO_CACHE, persist_result=False)(compute_shard)
 
 
 def _spread(function: Callable[[T], R], shards: Iterable[T], /, *, threads: int, ahead: int) -> Iterator[R]:
