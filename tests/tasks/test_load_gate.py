@@ -68,7 +68,7 @@ def _write_data(workspace: Workspace) -> None:
          "prompt": PROMPTS[n % 2], "image_ids": ids[2 * n : 2 * n + 2], "picked": [True, False], "split": split}
         for n, split in enumerate(("test", "test", "test", "cold", "few", "train"))
     ]  # fmt: skip
-    rows.append({**rows[3], "record_id": "r9", "user_id": "stranger"})
+    rows.append({**rows[3], "record_id": "r9", "user_id": "stranger", "image_ids": ids[10:]})
     users = pd.concat([USERS, pd.DataFrame({"user_id": ["stranger"]})], ignore_index=True)
     write_table(workspace.split / "users.parquet", users)
     write_table(workspace.split / "groups.parquet", pd.DataFrame(rows))
