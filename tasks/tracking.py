@@ -334,7 +334,8 @@ def source_state(repository: Path) -> dict[str, str]:
         return {"commit": "unknown", "diff": ""}
     with TemporaryDirectory(prefix="perfusion-git-") as folder:
         index = Path(folder) / "index"  # a copy, so that the user's own stays as it is
-        shutil.copyfile(repository / (git("rev-parse", "--git-path", "index") or "").strip(), index)
+        # with its time, by which git knows that a file as old as the index may have changed since
+        shutil.copy2(repository / (git("rev-parse", "--git-path", "index") or "").strip(), index)
         code = [folder for folder in CODE if (repository / folder).is_dir()]  # git adds nothing when one is not there
         git("add", "--intent-to-add", "--", *code, index=index)
         plain = ("--binary", "--no-renames", "--no-color", "--no-ext-diff", "--no-textconv")  # as `git apply` takes it

@@ -72,7 +72,7 @@ def test_a_list_of_pictures_is_scored_as_they_are_one_by_one(reward: mlflow.pyfu
     alone = reward.predict(pd.DataFrame({"user_id": "u2", "prompt": PROMPTS[1], "image": pictures}))
     assert together[["request", "index"]].to_numpy().tolist() == [[0, 0], [0, 1], [0, 2]]
     assert alone[["request", "index"]].to_numpy().tolist() == [[0, 0], [1, 0], [2, 0]]
-    np.testing.assert_allclose(together["score"], alone["score"], rtol=1e-6)
+    np.testing.assert_allclose(together["score"], alone["score"], rtol=1e-5)  # batches of other sizes round otherwise
 
 
 def test_a_request_has_its_prompt_encoded_once_for_all_its_pictures(

@@ -182,7 +182,7 @@ def test_what_restoring_needs_is_kept_before_there_is_a_version(
 ) -> None:
     """No model serves yet, and nothing was registered: the case in which a champion can come of it the soonest."""
 
-    def killed(*_: object) -> int:
+    def killed(*_: object, **__: object) -> int:
         raise RuntimeError("killed")
 
     monkeypatch.setattr("tasks.models.artifact.log_reward", killed)
