@@ -21,7 +21,7 @@ from flows.retrain import STAGES
 from tasks.process import die_with_parent, stop_group
 from tasks.workspace import REPOSITORY
 
-__all__ = ["STEPS", "FlowRun", "Spans", "await_step", "begin", "strike", "watch"]
+__all__ = ["MARK", "STEPS", "FlowRun", "Spans", "await_step", "begin", "strike", "watch"]
 
 #: Everything that a flow run with a promotion does, in its order.
 STEPS = (
@@ -29,7 +29,7 @@ STEPS = (
     *STAGES[STAGES.index("encode") :], "register", "load gate", "promotion gate", "promote", "publish",
 )  # fmt: skip
 MARK = "PERFUSION_KILLS"  # an environment variable, inherited by every process of a run
-POLL = 0.03
+POLL = 0.1  # seconds between two looks; looking at all processes takes milliseconds
 _FINISHED = re.compile(r"Task run '(.+)-[0-9a-f]{3}' - Finished in state")
 _RESUMED = re.compile(r"([\w-]+): resuming at step (\d+) of (\d+)")
 

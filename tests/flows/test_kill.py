@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -13,7 +16,7 @@ import pytest
 from benchmarks.kills.check import fingerprint
 from benchmarks.kills.place import Place, make_place
 from benchmarks.kills.plan import OWN_STEPS, TARGETS, plan
-from benchmarks.kills.run import STEPS, await_step, begin
+from benchmarks.kills.run import MARK, STEPS, FlowRun, await_step, begin
 from flows.retrain import STAGES
 from tasks.run_stage import run_stage
 from tasks.stage_run import content_hash
@@ -62,6 +65,23 @@ def test_a_run_killed_while_it_trains_leaves_nobody_and_the_next_one_ends_with_t
     place.forget("reward")
     assert not run_stage(workspace, "reward", lambda line: None).cached
     assert content_hash(workspace.reward) == taken_up, "uninterrupted, the same bytes"
+
+
+def test_who_outlives_a_run_is_found_by_its_mark_wherever_it_went(tmp_path: Path) -> None:
+    """A child of a child, in a session of its own, whose parents have ended."""
+    script = (
+        "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], "
+        "start_new_session=True)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], env={**os.environ, MARK: "me"}, start_new_session=True)
+    run = FlowRun(process, "me", tmp_path / "log")
+    try:
+        assert run.wait(60)
+        (orphan,) = run.orphans(patience=0.5)
+        assert orphan.endswith("time.sleep(600)")
+    finally:
+        run.stop()
+    assert run.orphans() == []
 
 
 def test_a_plan_attacks_everything_before_it_attacks_anything_again() -> None:
