@@ -176,13 +176,17 @@ def _schema(path: Path) -> pa.Schema:
 def _read_parquet(path: Path, file: str, required: Iterable[str]) -> pa.Table:
     if not path.exists():
         raise DataError(f"{path}: no such file; a dataset holds users.parquet, groups.parquet and images/; {LAYOUT}")
-    _check_columns(_schema(path), file, required)
+    schema = _schema(path)
+    _check_columns(schema, file, required)
     try:
         table = read_bounded(path)
     except (pa.ArrowException, OSError) as error:
         raise DataError(_not_parquet(path, error)) from None
     if table.num_rows == 0:
         raise DataError(f"{path}: rule not empty: 0 rows, at least 1 needed; write the dataset again")
+    for place, field in enumerate(schema):  # read as their values within bounds; what was delivered is to be told
+        if pa.types.is_dictionary(field.type):
+            table = table.set_column(place, field.name, table.column(place).dictionary_encode())
     return table
 
 
