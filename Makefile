@@ -22,7 +22,7 @@ export HF_HUB_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install retrain test quick lint audit ui prefect backends lock clean
+.PHONY: help install retrain test drills quick lint audit ui prefect backends lock clean
 
 help:  ## what can be made
 	@sed -n 's/^\([a-z]*\):.*##  *\(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -47,8 +47,11 @@ $(VENV)/.installed: $(VENV)/.torch requirements.lock pyproject.toml
 retrain: install  ## the whole DAG: data to champion; PARAMS=params/photos.yaml DATA=folder for others
 	$(BIN)/perfusion retrain $(if $(PARAMS),--params '$(PARAMS)') $(if $(DATA),--data '$(DATA)') $(ARGS)
 
-test: install  ## every test (minutes)
+test: install  ## every test but the drills (minutes)
 	$(BIN)/python -m pytest $(ARGS)
+
+drills: install  ## a retraining on shared servers, and one whose every connection is followed (many minutes)
+	$(BIN)/python -m pytest -m drill $(ARGS)
 
 quick: install  ## tests that train nothing and run no flow (seconds)
 	$(BIN)/python -m pytest -m 'not slow' $(ARGS)

@@ -28,7 +28,7 @@ from tasks.workspace import REPOSITORY, Workspace, prepare_workspace
 
 boto3 = pytest.importorskip("boto3", reason="the extra postgres-s3 is not installed")
 psycopg2 = pytest.importorskip("psycopg2", reason="the extra postgres-s3 is not installed")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.drill]
 
 DRIVER = """
 import sys

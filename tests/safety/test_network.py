@@ -89,6 +89,7 @@ def test_the_trace_sees_children_and_datagrams(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.drill
 def test_a_run_connects_to_nobody(tmp_path: Path) -> None:
     write_marketplace(tmp_path / "data", users=40, seed=0)
     params = yaml.safe_load((imports.REPOSITORY / "params" / "smoke.yaml").read_text())
