@@ -50,7 +50,7 @@ retrain: install  ## the whole DAG: data to champion; PARAMS=params/photos.yaml 
 test: install  ## every test but the drills (minutes)
 	$(BIN)/python -m pytest $(ARGS)
 
-drills: install  ## a retraining on shared servers, and one whose every connection is followed (many minutes)
+drills: install  ## retraining on shared servers, on a worker, and with every connection followed (many minutes)
 	$(BIN)/python -m pytest -m drill $(ARGS)
 
 quick: install  ## tests that train nothing and run no flow (seconds)

@@ -19,11 +19,12 @@ __all__ = ["FULL", "Batch", "Size", "figures", "plan", "run_batch"]
 EFFECTS = (0.1, 0.2, 0.3, 0.4, 0.5)
 #: (column, value, loss in standard deviations, share of the pairs of `Size.slices`); the first is the headline.
 SLICES = (
-    ("slice_price_level", "premium", 0.5, 1.0),
-    ("slice_season", "winter", 0.5, 0.5),
+    ("slice_price_level", "premium", 0.75, 1.0),
+    ("slice_season", "winter", 0.75, 0.5),
+    ("slice_price_level", "premium", 0.5, 0.5),
     ("slice_price_level", "premium", 0.25, 0.5),
 )
-SLICE_GAIN = 0.2  # true utility that the challenger gains on the mean, though it loses on the slice
+SLICE_GAIN = 0.1  # true utility that the challenger gains on the mean, though it loses on the slice
 FLATTERY = 2.0  # how strongly a flatterer draws what its reward model wrongly likes
 SHARED = (0.0, 0.5, 1.0)  # share of the two reward models' error variance in common
 NIGHTS = 365

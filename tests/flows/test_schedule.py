@@ -177,6 +177,7 @@ def test_ticks_are_scheduled_ahead(works: Works) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.drill
 def test_a_tick_runs_to_its_end_in_its_own_worktree_and_an_overlapping_one_is_cancelled(works: Works) -> None:
     before = status(works.checkout)
     run = works.tick()
@@ -205,6 +206,7 @@ def test_a_tick_runs_to_its_end_in_its_own_worktree_and_an_overlapping_one_is_ca
 
 
 @pytest.mark.slow
+@pytest.mark.drill
 def test_the_webhook_hears_of_a_refusal_though_it_was_out_of_order(works: Works) -> None:
     first, again = works.hook.calls
     assert first == again
@@ -216,6 +218,7 @@ def test_the_webhook_hears_of_a_refusal_though_it_was_out_of_order(works: Works)
 
 
 @pytest.mark.slow
+@pytest.mark.drill
 def test_a_killed_run_is_told_of_and_leaves_nothing_in_the_way_of_the_next(works: Works) -> None:
     run = works.tick(force=True)
     works.wait(lambda: stages_of(works.worker))
@@ -240,6 +243,7 @@ def test_a_killed_run_is_told_of_and_leaves_nothing_in_the_way_of_the_next(works
 
 
 @pytest.mark.slow
+@pytest.mark.drill
 def test_the_webhooks_address_is_in_no_log_and_no_parameter(works: Works) -> None:
     mine = FlowRunFilterDeploymentId(any_=[works.deployment])
     runs = works.client.read_flow_runs(flow_run_filter=FlowRunFilter(deployment_id=mine))
