@@ -184,9 +184,9 @@ def _read_parquet(path: Path, file: str, required: Iterable[str]) -> pa.Table:
         raise DataError(_not_parquet(path, error)) from None
     if table.num_rows == 0:
         raise DataError(f"{path}: rule not empty: 0 rows, at least 1 needed; write the dataset again")
-    for place, field in enumerate(schema):  # read as their values within bounds; what was delivered is to be told
-        if pa.types.is_dictionary(field.type):
-            table = table.set_column(place, field.name, table.column(place).dictionary_encode())
+    for place, column in enumerate(schema):  # read as their values within bounds; what was delivered is to be told
+        if pa.types.is_dictionary(column.type):
+            table = table.set_column(place, column.name, table.column(place).dictionary_encode())
     return table
 
 
