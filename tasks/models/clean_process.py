@@ -18,9 +18,9 @@ from perfusion.errors import GateError
 from tasks.process import cpu_environment, group
 from tasks.quiet import QUIET
 
-__all__ = ["load_in_clean_process"]
+__all__ = ["clean_environment", "load_in_clean_process"]
 
-ALONE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+_ALONE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 _SCRIPT = """
 import json, logging, sys
 logging.disable(logging.WARNING)
@@ -29,6 +29,12 @@ probe, answer, uri, params = sys.argv[1:]
 model = mlflow.pyfunc.load_model(uri)
 model.predict(pandas.read_parquet(probe), params=json.loads(params) or None).to_parquet(answer)
 """
+
+
+def clean_environment(tracking_uri: str, threads: int) -> dict[str, str]:
+    """Of a process that knows one store: whichever this process or its environment talks to is not handed on."""
+    store = {"MLFLOW_TRACKING_URI": tracking_uri, "MLFLOW_REGISTRY_URI": tracking_uri}
+    return {**os.environ, **cpu_environment(threads), **QUIET, **_ALONE, **store}
 
 
 def load_in_clean_process(
@@ -56,11 +62,10 @@ def load_in_clean_process(
     with tempfile.TemporaryDirectory(prefix="perfusion-load-") as folder:
         question, answer = Path(folder, "probe.parquet"), Path(folder, "answer.parquet")
         probe.to_parquet(question)
-        script = f"import mlflow; mlflow.set_tracking_uri({tracking_uri!r})\n{_SCRIPT}"
         arguments = [str(question), str(answer), model_uri, json.dumps(dict(params or {}))]
-        environment = {**os.environ, **cpu_environment(threads or torch.get_num_threads()), **QUIET, **ALONE}
+        environment = clean_environment(tracking_uri, threads or torch.get_num_threads())
         options = {"cwd": folder, "env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-        with group([sys.executable, "-c", script, *arguments], **options) as process:
+        with group([sys.executable, "-c", _SCRIPT, *arguments], **options) as process:
             try:
                 _, errors = process.communicate(timeout=timeout)
             except subprocess.TimeoutExpired:

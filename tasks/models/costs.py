@@ -22,9 +22,8 @@ import pandas as pd
 import torch
 
 from perfusion.errors import GateError
-from tasks.models.clean_process import ALONE
-from tasks.process import cpu_environment, group
-from tasks.quiet import QUIET
+from tasks.models.clean_process import clean_environment
+from tasks.process import group
 
 __all__ = ["serving_costs"]
 
@@ -33,8 +32,7 @@ _SCRIPT = """
 import json, logging, resource, sys, time
 logging.disable(logging.WARNING)
 import mlflow, pandas
-probe, uri, store = sys.argv[1:]
-mlflow.set_tracking_uri(store)
+probe, uri = sys.argv[1:]
 told, sys.stdout = sys.stdout, sys.stderr
 model, rows = mlflow.pyfunc.load_model(uri), pandas.read_parquet(probe)
 for _ in sys.stdin:
@@ -90,8 +88,8 @@ Server = tuple["subprocess.Popen[str]", IO[str]]
 @contextmanager
 def _server(folder: Path, uri: str, tracking_uri: str) -> Iterator[Server]:
     """A process with the model loaded, and the file it complains to; it ends with the block."""
-    command = [sys.executable, "-c", _SCRIPT, str(folder / "probe.parquet"), uri, tracking_uri]
-    environment = {**os.environ, **cpu_environment(torch.get_num_threads()), **QUIET, **ALONE}
+    command = [sys.executable, "-c", _SCRIPT, str(folder / "probe.parquet"), uri]
+    environment = clean_environment(tracking_uri, torch.get_num_threads())
     with (
         tempfile.TemporaryFile("w+", dir=folder) as said,
         group(

@@ -116,6 +116,14 @@ def test_a_clean_process_gives_the_evaluations_numbers_again(shop: Shop) -> None
     assert measured_pictures(shop.workspace, PARAMS).numbers.shape == (3, 16, 16, 3)
 
 
+def test_the_store_is_the_workspaces_whatever_this_process_talks_to(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/another.db")
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", f"sqlite:///{tmp_path}/another.db")
+    assert shop.gate().verdict == "pass"
+
+
 def test_what_is_asked_is_what_was_evaluated(shop: Shop) -> None:
     asked = measured_scores(shop.workspace)
     assert asked.request["user_id"].tolist() == ["u1", "u2", "u1", "u2", "u3"]  # cold, few, test: by split, by record
