@@ -31,7 +31,7 @@ from perfusion.errors import PerFusionError
 __all__ = ["app", "main"]
 
 USER_MISTAKE, DEFECT = 2, 1  # exit codes
-QUIET = {"MLFLOW_LOGGING_LEVEL": "WARNING", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+LOGGING = {"MLFLOW_LOGGING_LEVEL": "WARNING", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 HELP = """Personalised text-to-image retraining: a reward model that knows each merchant's taste, a generator that draws
 for it, gates that judge both, a registry that serves what passed.
 
@@ -56,17 +56,23 @@ app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_gate.app, name="gate")
 
 
-@app.callback()
-def options(
-    version: Annotated[bool, typer.Option("--version", help="Show the version and stop.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; may stand anywhere.")] = False,
-) -> None:
-    """Options that belong to no command (`--debug` is taken out of the arguments before they are parsed)."""
-    if version:
+def show_version(asked: bool) -> None:
+    """Say which version this is, and stop."""
+    if asked:
         from perfusion import __version__
 
         typer.echo(f"perfusion {__version__}")
         raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and stop.", callback=show_version, is_eager=True)
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; may stand anywhere.")] = False,
+) -> None:
+    """Options that belong to no command (`--debug` is taken out of the arguments before they are parsed)."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -75,7 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
     debug = "--debug" in given
     words = [word for word in given if word != "--debug"]
     quieten(Path(__file__).resolve().parents[1])
-    for name, value in QUIET.items():
+    for name, value in LOGGING.items():
         os.environ.setdefault(name, value)
     try:
         app(words or ["--help"], prog_name="perfusion")

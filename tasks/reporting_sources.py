@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlparse
 
+from perfusion.errors import GateError
 from tasks.reporting_record import ReportError, RunRecord, read_record
 from tasks.workspace import Workspace
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["open_client", "open_run", "run_of", "version_of"]
 
-_VERSION = re.compile(r"(?P<model>[a-z][a-z0-9-]*)@(?P<version>\d+|[a-z]+)")
 _PARENT = "mlflow.parentRunId"
 LAST = "last"
 _HOW = 'name a folder of a run, an MLflow run id, "last", or a version such as "generator@3" or "generator@champion"'
@@ -85,20 +84,16 @@ def version_of(client: MlflowClient, workspace: Workspace, reference: str) -> tu
     Raises:
         ReportError: there is no such version.
     """
-    from mlflow.exceptions import MlflowException
+    from tasks.registry import version_named
 
-    if (matched := _VERSION.fullmatch(reference)) is None:
+    if "@" not in reference:
         return None
-    model, version = matched["model"], matched["version"]
-    name = f"{workspace.params().name}-{model}" if model in ("reward", "generator") else model
     try:
-        if version.isdigit():
-            found = client.get_model_version(name, version)
-        else:
-            found = client.get_model_version_by_alias(name, version)
-    except MlflowException as error:
-        raise ReportError(f"{reference}: no such run or version ({error.message})\nremedy: {_HOW}") from None
-    return name, int(found.version)
+        return version_named(client, workspace.params().name, reference)
+    except GateError as error:
+        raise ReportError(
+            f"{reference}: no such run or version ({error.args[0].splitlines()[0]})\nremedy: {_HOW}"
+        ) from None
 
 
 def _maker(client: MlflowClient, name: str, version: int) -> str:

@@ -236,3 +236,8 @@ def test_the_headline_shows_what_exists_and_says_what_does_not(capsys: pytest.Ca
         assert line in out
     assert "no matter" not in out
     assert "perfusion rm" not in out
+
+
+def test_the_version_is_told_without_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "--version")
+    assert (code, out.split()[0]) == (0, "perfusion")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import subprocess
 import traceback
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,6 +12,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
+from checkout import commit, make_checkout
 from prefect.client.schemas.objects import State
 from prefect.states import Failed
 
@@ -54,12 +54,7 @@ class Retraining:
 
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    root = tmp_path / "repository"
-    for name, text in FILES.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text)
-    git(root, "init", "--quiet", "--initial-branch", "main")
-    commit(root)
+    root = make_checkout(tmp_path / "repository", FILES)
     monkeypatch.setattr(module, "REPOSITORY", root)
     return root
 
@@ -71,16 +66,6 @@ def retraining(monkeypatch: pytest.MonkeyPatch) -> Retraining:
     monkeypatch.setattr(module, "announce", stands_in.told.append)
     monkeypatch.setattr(module, "get_run_logger", lambda: logging.getLogger("tick"))
     return stands_in
-
-
-def git(root: Path, *arguments: str) -> None:
-    own = ("-c", "user.name=somebody", "-c", "user.email=somebody@example.org", "-c", "core.hooksPath=/dev/null")
-    subprocess.run(["git", *own, *arguments], cwd=root, check=True, capture_output=True)
-
-
-def commit(root: Path) -> None:
-    git(root, "add", "--all")
-    git(root, "commit", "--quiet", "--message", "a change")
 
 
 def tick(**parameters: Any) -> State[Any]:

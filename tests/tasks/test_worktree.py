@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from checkout import commit, git, make_checkout
 
 from perfusion.errors import ConfigError
 from tasks.workspace import WorkspaceBusyError
@@ -20,24 +21,7 @@ FILES = {
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    root = tmp_path / "repository"
-    for name, text in FILES.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text)
-    git(root, "init", "--quiet", "--initial-branch", "main")
-    commit(root)
-    return root
-
-
-def git(root: Path, *arguments: str) -> str:
-    own = ("-c", "user.name=somebody", "-c", "user.email=somebody@example.org", "-c", "core.hooksPath=/dev/null")
-    return subprocess.run(["git", *own, *arguments], cwd=root, check=True, capture_output=True, text=True).stdout
-
-
-def commit(root: Path) -> str:
-    git(root, "add", "--all")
-    git(root, "commit", "--quiet", "--message", "a change")
-    return git(root, "rev-parse", "HEAD").strip()
+    return make_checkout(tmp_path / "repository", FILES)
 
 
 def run_once(place: SchedulePlace, head: str, words: str) -> None:
