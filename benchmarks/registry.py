@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +86,9 @@ def kills(folder: Path, options: argparse.Namespace) -> Part:
     registry.promote(first, expected=registry.champions(drills.FAMILY), decisions=drills.PASSED)
     chance = random.Random(0)
     arms: dict[str, Callable[[], None]] = {
-        name: lambda moment=moment: drills.kill_at(folder, moment) for name, moment in drills.MOMENTS.items()
+        name: partial(drills.kill_at, folder, moment) for name, moment in drills.MOMENTS.items()
     }
-    arms["at random"] = lambda: drills.kill_at_random(folder, chance, longest=2.0)
+    arms["at random"] = partial(drills.kill_at_random, folder, chance, longest=2.0)
     told: Part = {"problems": []}
     for name, kill in arms.items():
         statuses: Counter[str] = Counter()

@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -67,7 +67,10 @@ def main() -> None:
     options = parser.parse_args()
     if options.work is not None:
         what, root, out = options.work
-        {"make": partial(make, users=options.users), "train": train, "here": here}[what](Path(root), Path(out))
+        parts: dict[str, Callable[[Path, Path], None]] = {
+            "make": partial(make, users=options.users), "train": train, "here": here
+        }  # fmt: skip
+        parts[what](Path(root), Path(out))
         return
     load = os.getloadavg()
     with tempfile.TemporaryDirectory(prefix="perfusion-scaling-") as scratch:
@@ -141,7 +144,7 @@ def train(root: Path, out: Path) -> None:
         optimiser = OptimiserConfig(steps=STEPS, lr=1e-3, accumulate=2, log_every=1)
         for name in ("reward", "generator"):
             told: list[tuple[float, float]] = []
-            run = TrainingRun(name, 0, processes=processes, on_metrics=lambda step, _, told=told: told.append(_now()))
+            run = TrainingRun(name, 0, processes=processes, on_metrics=partial(_note, told))
             into = out / f"{name}-{processes.rank}"
             if name == "reward":
                 reward = RewardConfig(optimiser=optimiser, batch_groups=32, evaluate_every=STEPS)
@@ -155,6 +158,10 @@ def train(root: Path, out: Path) -> None:
             if processes.leads:
                 clock, cpu = ([b[i] - a[i] for a, b in pairwise(told)] for i in (0, 1))
                 _tell(out / f"{name}-step.json", (statistics.median(clock), statistics.median(cpu)), into)
+
+
+def _note(told: list[tuple[float, float]], *_: object) -> None:
+    told.append(_now())
 
 
 def here(root: Path, out: Path) -> None:
@@ -181,10 +188,10 @@ def shards(root: Path, out: Path, workers: int, fan_out: Any) -> None:
     ended = _now()
     between = dict(spread([2.0] * workers))
     _tell(out / "encode.json", _taken(began, ended, before, between), out / "encode")
-    models = [root / name for name in ("clip", "clip", "reward", "diffusion", "sft", "dpo", "generator")]
     began = _now()
     evaluate_generator(
-        root / "data", root / "split", *models, out / "evaluation", image_size=SIDE, twin=True,
+        root / "data", root / "split", root / "clip", root / "clip", root / "reward", root / "diffusion", root / "sft",
+        root / "dpo", root / "generator", out / "evaluation", image_size=SIDE, twin=True,
         config=EvaluateConfig(pairs=96, batch_pictures=16), gates=GatesConfig(resamples=200, min_users=5), seed=0,
         fan_out=fan_out,
     )  # fmt: skip

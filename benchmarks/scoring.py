@@ -22,6 +22,7 @@ from benchmarks.common import Timing, measure, record, show
 from perfusion.config import ClipConfig, RewardConfig
 from perfusion.data import FeatureEncoder, GroupTable
 from perfusion.reward import PerFusionRM, PerFusionRMConfig, cosine_similarity, group_loss
+from perfusion.reward.backbones import TwoTowers
 from perfusion.reward.batches import NOTHING, Candidates, gather, spread
 from perfusion.reward.frozen import Frozen, start_fits
 from perfusion.reward.words import build_tokenizer
@@ -83,7 +84,7 @@ def build_model(size: str) -> PerFusionRM:
     if size == "twin":
         twin = ClipConfig()
         tower = _tower(twin.width, twin.layers, twin.heads)
-        vision = {**tower, "image_size": 48, "patch_size": twin.patch, "hidden_act": "gelu"}
+        vision: dict[str, Any] = {**tower, "image_size": 48, "patch_size": twin.patch, "hidden_act": "gelu"}
         clip = CLIPConfig(text_config={**tower, **text}, vision_config=vision, projection_dim=twin.projection)
     else:
         vision = {**_tower(1280, 32, 16), "image_size": 224, "patch_size": 14, "hidden_act": "gelu"}
@@ -144,6 +145,7 @@ def personal_arms(model: PerFusionRM, table: GroupTable, one_by_one: bool) -> di
 def blind_arms(model: PerFusionRM, table: GroupTable) -> dict[str, Work]:
     """The user-blind PickScore: in transformers' own towers; ours, seen for the first time; ours, all kept."""
     rows = torch.arange(len(table))
+    assert isinstance(model.blind, TwoTowers)
     scorer = PickScore(model.blind, twin=False)
     kept = row_scorer(scorer, table)
     kept(rows, None)

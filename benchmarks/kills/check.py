@@ -94,7 +94,7 @@ def after_run(place: Place, reference: Mapping[str, str], before: State, moves: 
             wrong.append(f"{name}: no champion")
         elif registry.client.get_model_version(name, str(version)).tags.get(CONTENT) != content:
             wrong.append(f"{name}: champion {version} was not made from this run's model")
-    return wrong + _still_running(place)
+    return [*wrong, *_still_running(place)]
 
 
 def _half_written(place: Place, reference: Mapping[str, str]) -> Iterator[str]:
@@ -130,7 +130,7 @@ def _wrong_champions(place: Place, before: State) -> Iterator[str]:
     except GateError as error:
         yield str(error)
         return
-    logged, intent = final_champions(transitions(entries)), pending_intent(entries)
+    logged, intent = final_champions(entries), pending_intent(entries)
     for name, version in registry.champions(FAMILY).items():
         allowed = {logged.get(name), *(intent.body["moves"].get(name, ()) if intent is not None else ())}
         if version not in allowed:
@@ -146,5 +146,5 @@ def _still_running(place: Place) -> Iterator[str]:
     """Runs of MLflow that nobody writes any more and that say they go on."""
     client = place.registry.client
     experiment = client.get_experiment_by_name(FAMILY)
-    for run in client.search_runs([experiment.experiment_id], "attributes.status = 'RUNNING'"):
+    for run in client.search_runs([experiment.experiment_id] if experiment else [], "attributes.status = 'RUNNING'"):
         yield f"MLflow's run {run.info.run_name} is left RUNNING"

@@ -30,7 +30,7 @@ def main(places: list[str], any_disk: bool) -> int:
 
     gates.promotion = passes
     if any_disk:
-        module.require_disk = lambda workspace: None
+        module.require_disk = lambda workspace, least_mib=0: None
     ready()
     end_promptly()
     state = module.retrain(*places, return_state=True)

@@ -17,9 +17,7 @@ def kill_table(results: Sequence[Result]) -> str:
     """One row for each step: kills by target and signal, and what was found."""
     head = ["step", *(f"{target} KILL / TERM" for target in TARGETS), "orphans", "losses", "gone on at step"]
     rows = [_row(step, [r for r in results if r.attack.step == step]) for step in STEPS]
-    rows = [row for row in rows if row is not None]
-    total = _row("all", list(results))
-    return _markdown(head, [*rows, *([total] if total else [])])
+    return _markdown(head, [row for row in [*rows, _row("all", list(results))] if row is not None])
 
 
 def disturbance_table(found: Sequence[Disturbed]) -> str:
