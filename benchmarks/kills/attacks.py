@@ -11,7 +11,7 @@ from typing import Self
 from benchmarks.kills.check import State, after_kill, after_run, fingerprint, state_of
 from benchmarks.kills.place import Place
 from benchmarks.kills.plan import Attack
-from benchmarks.kills.run import STEPS, FlowRun, Spans, begin, strike, watch
+from benchmarks.kills.run import FlowRun, Spans, begin, strike, watch
 from benchmarks.kills.server import Server
 from flows.retrain import STAGES
 
@@ -95,11 +95,10 @@ class Siege:
 
     def attack(self, attack: Attack) -> Result:
         """Kill a run, look at what is left, run again, and compare with the reference."""
-        run, began, before = self._hit(attack)
+        run, hit, began, before = self._hit(attack)
         try:
             losses = [] if run.wait(ENDS) else [f"the flow still ran {ENDS:g} s after the kill"]
             seconds = time.monotonic() - began
-            hit = STEPS[min(len(run.finished()), len(STEPS) - 1)]
             orphans = run.orphans()
         finally:
             run.stop()
@@ -140,7 +139,7 @@ class Siege:
             raise RuntimeError(f"{run.log}: the uninterrupted run ended so: {self.place.outcome()}")
         return spans
 
-    def _hit(self, attack: Attack) -> tuple[FlowRun, float, State]:
+    def _hit(self, attack: Attack) -> tuple[FlowRun, str, float, State]:
         """Begin a run and strike it; where the target has ended by then, once more and earlier.
 
         Raises:
@@ -152,12 +151,12 @@ class Siege:
             before = self.prepare(attack.step)
             run = begin(self.place, None if own_server else self.server.address)
             try:
-                met = strike(run, attack.step, attack.target, attack.signal, delay, PATIENCE)
+                hit = strike(run, attack.step, attack.target, attack.signal, delay, PATIENCE)
             except BaseException:
                 run.stop()
                 raise
-            if met:
-                return run, time.monotonic(), before
+            if hit:
+                return run, hit, time.monotonic(), before
             run.wait(PATIENCE)
             run.stop()
             delay /= 2

@@ -159,25 +159,25 @@ def watch(run: FlowRun, patience: float) -> Spans:
     return spans | {key: last - first for key, (first, last) in seen.items()}
 
 
-def strike(run: FlowRun, step: str, target: str, number: signal.Signals, delay: float, patience: float) -> bool:
+def strike(run: FlowRun, step: str, target: str, number: signal.Signals, delay: float, patience: float) -> str:
     """Wait until a step has begun (or its process is there) and `delay` seconds more, and send the signal.
 
     Returns:
-        Whether it met somebody; the target may have ended by then.
+        The step in which the run was when it was hit; "" where the target had ended by then.
 
     Raises:
         TimeoutError: the step does not begin within `patience` seconds.
     """
     await_step(run, step, patience, target)
     time.sleep(delay)
-    found = run.find(target, step)
+    found, hit = run.find(target, step), STEPS[min(len(run.finished()), len(STEPS) - 1)]
     if found is None:
-        return False
+        return ""
     try:
         found.send_signal(number)
     except psutil.NoSuchProcess:
-        return False
-    return True
+        return ""
+    return hit
 
 
 def await_step(run: FlowRun, step: str, patience: float, target: str = "flow") -> None:
