@@ -19,8 +19,8 @@ from tasks.workspace import Workspace
 
 __all__ = ["State", "after_kill", "after_run", "fingerprint", "state_of"]
 
-#: Metrics that no two runs share: what drawing cost.
-UNSTEADY = {"evaluate-generator": "costs"}
+#: Metrics that no two runs share: what drawing cost, how long reading took.
+UNSTEADY = {"evaluate-generator": "costs", "validate": "seconds"}
 
 
 @dataclass(frozen=True)
