@@ -22,6 +22,9 @@ __all__ = ["State", "after_kill", "after_run", "fingerprint", "state_of"]
 #: Metrics that no two runs share: what drawing cost, how long reading took.
 UNSTEADY = {"evaluate-generator": "costs", "validate": "seconds"}
 
+#: Folders of an output that come into being one by one, each of them whole.
+PARTS = {"backbones": ("clip", "diffusion")}
+
 
 @dataclass(frozen=True)
 class State:
@@ -44,18 +47,29 @@ def state_of(place: Place) -> State:
 
 
 def fingerprint(workspace: Workspace) -> dict[str, str]:
-    """Hash of every output of every stage that is there, and its metrics but for what they tell of time."""
+    """Hash of every output of every stage that is there, and its metrics but for what they tell of time.
+
+    A folder's own metrics.json is left out, being the stage's metrics once more.
+    """
     found = {}
     for stage, entry in stages_of(workspace.dvc_yaml).items():
         for out in entry["outs"]:
-            if (workspace.root / out).exists():
-                found[out] = content_hash(workspace.root / out)
+            for path in (workspace.root / out / part for part in PARTS.get(stage, ("",))):
+                if path.exists():
+                    found[str(path.relative_to(workspace.root))] = _hash(path)
         metrics = workspace.metrics(stage)
         if metrics.exists():
             told = json.loads(metrics.read_text())
             told.pop(UNSTEADY.get(stage, ""), None)
             found[stage] = json.dumps(told, sort_keys=True)
     return found
+
+
+def _hash(path: Path) -> str:
+    if path.is_file():
+        return content_hash(path)
+    files = (file for file in sorted(path.rglob("*")) if file.is_file() and file.name != "metrics.json")
+    return " ".join(f"{file.relative_to(path)} {content_hash(file)}" for file in files)
 
 
 def after_kill(place: Place, reference: Mapping[str, str], before: State) -> list[str]:

@@ -44,7 +44,7 @@ def test_a_run_killed_while_it_trains_leaves_nobody_and_the_next_one_ends_with_t
     finally:
         killed.stop()
     assert not workspace.reward.exists(), "nothing half-written under its final name"
-    assert set(fingerprint(workspace)) >= {"work/valid", "work/split", "work/backbones", "work/pickscore"}
+    assert set(fingerprint(workspace)) >= {"work/valid", "work/split", "work/backbones/clip", "work/pickscore"}
     assert place.outcome() == {}
 
     following = begin(place)
