@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, PreTrainedTokenizerBase
 
 from perfusion.config import ClipConfig
 from perfusion.reward import towers
 from perfusion.reward.backbones import TwoTowers
 from perfusion.reward.words import TEXT_LENGTH, build_tokenizer
 
-__all__ = ["ClipBackbone", "clip_twin", "twin_sizes"]
+__all__ = ["ClipBackbone", "clip_twin", "text_sizes", "twin_sizes"]
 
 
 @dataclass(frozen=True)
@@ -51,22 +51,26 @@ def twin_sizes(config: ClipConfig) -> dict[str, Any]:
     }
 
 
-def clip_twin(texts: Iterable[str], image_size: int, config: ClipConfig) -> ClipBackbone:
-    """An untrained tiny twin: the classes of the real backbone at the sizes of `config`.
-
-    Weights come from torch's global generator: seed it before.
-    """
-    tokenizer = build_tokenizer(texts)
-    text = {
+def text_sizes(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """The sizes of a twin's text tower that follow from its tokenizer, in transformers' names."""
+    return {
         "vocab_size": len(tokenizer),
         "max_position_embeddings": TEXT_LENGTH,
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
     }
+
+
+def clip_twin(texts: Iterable[str], image_size: int, config: ClipConfig) -> ClipBackbone:
+    """An untrained tiny twin: the classes of the real backbone at the sizes of `config`.
+
+    Weights come from torch's global generator: seed it before.
+    """
+    tokenizer = build_tokenizer(texts)
     clip = CLIPModel(
         CLIPConfig(
-            text_config={**twin_sizes(config), **text},
+            text_config={**twin_sizes(config), **text_sizes(tokenizer)},
             vision_config={**twin_sizes(config), "image_size": image_size, "patch_size": config.patch},
             projection_dim=config.projection,
         )

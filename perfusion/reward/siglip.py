@@ -18,9 +18,9 @@ from transformers.masking_utils import create_bidirectional_mask
 
 from perfusion.config import ClipConfig
 from perfusion.reward.backbones import TwoTowers
-from perfusion.reward.clip import twin_sizes
+from perfusion.reward.clip import text_sizes, twin_sizes
 from perfusion.reward.towers import all_layers, layers_of_one_token
-from perfusion.reward.words import TEXT_LENGTH, build_tokenizer
+from perfusion.reward.words import build_tokenizer
 
 __all__ = ["SiglipBackbone", "siglip_twin"]
 
@@ -80,16 +80,9 @@ def siglip_twin(texts: Iterable[str], image_size: int, config: ClipConfig) -> Si
     Weights come from torch's global generator: seed it before. The joint embedding is as wide as the towers.
     """
     tokenizer = build_tokenizer(texts)
-    text = {
-        "vocab_size": len(tokenizer),
-        "max_position_embeddings": TEXT_LENGTH,
-        "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-    }
     model = SiglipModel(
         SiglipConfig(
-            text_config={**twin_sizes(config), **text},
+            text_config={**twin_sizes(config), **text_sizes(tokenizer)},
             vision_config={**twin_sizes(config), "image_size": image_size, "patch_size": config.patch},
         )
     )
