@@ -48,7 +48,7 @@ retrain: install  ## the whole DAG: data to champion; PARAMS=params/photos.yaml 
 	$(BIN)/perfusion retrain $(if $(PARAMS),--params '$(PARAMS)') $(if $(DATA),--data '$(DATA)') $(ARGS)
 
 test: install  ## every test but the drills, in two processes (minutes)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 drills: install  ## retraining on shared servers, on a worker, and with every connection followed (many minutes)
 	$(BIN)/python -m pytest -m drill $(ARGS)

@@ -25,14 +25,6 @@ torch.set_num_threads(1)  # on a busy machine two threads of a tiny model wait f
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in its own
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Which tests one process of `pytest -n` runs: those of a file, and all of the flow, which share a retraining."""
-    for item in items:
-        flows = item.path.is_relative_to(REPOSITORY / "tests" / "flows")
-        item.add_marker(pytest.mark.xdist_group("flows" if flows else str(item.path)))
-
-
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of optional inputs beside the checkout (real photographs, one pretrained head)."""
