@@ -57,8 +57,8 @@ quick: install  ## tests that train nothing and run no flow (seconds)
 	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
 
 lint: install  ## ruff and mypy
-	$(BIN)/ruff check perfusion tasks flows tests deploy
-	$(BIN)/ruff format --check perfusion tasks flows tests deploy
+	$(BIN)/ruff check perfusion tasks flows tests benchmarks deploy
+	$(BIN)/ruff format --check perfusion tasks flows tests benchmarks deploy
 	$(BIN)/mypy
 
 audit: install  ## known vulnerabilities of every pinned package; needs a network (see docs/operations.md)
