@@ -34,11 +34,24 @@ def resolved(name: str) -> dict[str, Any]:
     return dict(values(load_params(REPOSITORY / name).model_dump(mode="json")))
 
 
+def departures() -> str:
+    """The section of docs/decisions.md on the sample's recipe."""
+    text = (REPOSITORY / "docs/decisions.md").read_text()
+    return text.split("## Departures of the sample's recipe")[1].split("\n## ")[0]
+
+
 def test_every_departure_has_its_reason() -> None:
     sample, paper = resolved("params.yaml"), resolved("params/paper.yaml")
-    section = (REPOSITORY / "docs/decisions.md").read_text().split("## Departures of the sample's recipe")[1]
-    argued = " ".join(re.findall(r"`([^`]+)`", section.split("\n## ")[0]))
+    argued = " ".join(re.findall(r"`([^`]+)`", departures()))
     departs = [key for key in sample if sample[key] != paper[key] and key.rpartition(".")[2] not in BY_SCALE]
     silent = [key for key in departs if not key.startswith(TWINS) and key.rpartition(".")[2] not in argued]
     assert departs
     assert not silent, f"docs/decisions.md does not say why {', '.join(silent)}"
+
+
+def test_every_departure_is_still_a_parameter() -> None:
+    known = resolved("params.yaml")
+    sections = {key.partition(".")[0] for key in known if "." in key}
+    told = [name for name in re.findall(r"`(\w+\.\w+)", departures()) if name.partition(".")[0] in sections]
+    assert told
+    assert not [name for name in told if not any(key == name or key.startswith(f"{name}.") for key in known)]
