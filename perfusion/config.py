@@ -266,6 +266,9 @@ class GeneratorConfig(PreferenceConfig):
     embedding_dim: Count = Field(16, description="width of each feature embedding")
     cross_layers: Count = Field(3, description="layers of the cross network (Eq. 2)")
     cross_norm: bool = Field(False, description="LayerNorm on the cross network's output; off in the paper")
+    enter_gain: float = Field(
+        0.0, ge=0.0, description="the user's map enters through the identity times this at first; 0 in the paper"
+    )
     user_lr_factor: Positive = Field(1.0, description="learning rate of the user path, relative; 1 in the paper")
     unet_lr_factor: Positive = Field(
         1.0,

@@ -11,7 +11,9 @@ What the paper leaves open, and what is done here:
 * The user enters *before* conv_in, in the latent's own shape (ControlNet adds its hint after conv_in).
 * "Unconditional", in guidance, means no text and no user: the network runs on the conditional half only.
 * Two zero layers stand in a row (input and output convolutions), so at the first step only the output convolutions
-  receive a gradient, the input convolution at the second, the user path at the third.
+  receive a gradient, the input convolution at the second, the user path at the third. By then the copy is learning what
+  everybody likes from an input without a user in it, and a short training may never come to the user. The output
+  convolutions alone make the network silent at first: with `enter_gain` the user is in the input from the start.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ class PersonalAdaptiveNetwork(ModelMixin, ConfigMixin):
         cross_layers: layers of the cross network (Eq. 2).
         cross_norm: LayerNorm on its output; the paper has none.
         min_timestep: below this noise level the network says nothing and need not be run; 0 in the paper.
+        enter_gain: the input convolution starts as the identity times this; 0, a zero convolution, in the paper.
     """
 
     _supports_gradient_checkpointing = True
@@ -53,6 +56,7 @@ class PersonalAdaptiveNetwork(ModelMixin, ConfigMixin):
         cross_layers: int = 3,
         cross_norm: bool = False,
         min_timestep: int = 0,
+        enter_gain: float = 0.0,
     ) -> None:
         super().__init__()
         check_supported(unet)
@@ -63,7 +67,7 @@ class PersonalAdaptiveNetwork(ModelMixin, ConfigMixin):
         self.latent_shape = (channels, height, width)
         self.user = UserEncoder(cardinalities, embedding_dim, cross_layers, cross_norm)
         self.to_map = nn.Linear(self.user.width, channels * height * width)
-        self.enter = _zero(nn.Conv2d(channels, channels, 1))
+        self.enter = _scaled_identity(nn.Conv2d(channels, channels, 1), enter_gain)
         self.time_proj, self.time_embedding = copy.time_proj, copy.time_embedding
         self.conv_in, self.down_blocks, self.mid_block = copy.conv_in, copy.down_blocks, copy.mid_block
         widths = skip_channels(copy)
@@ -128,6 +132,13 @@ def skip_channels(unet: UNet2DConditionModel) -> list[int]:
         if block.downsamplers is not None:
             widths.append(block.resnets[-1].out_channels)
     return widths
+
+
+def _scaled_identity(module: nn.Conv2d, gain: float) -> nn.Conv2d:
+    nn.init.dirac_(module.weight)
+    nn.init.zeros_(module.bias)
+    module.weight.data.mul_(gain)
+    return module
 
 
 def _zero(module: nn.Conv2d) -> nn.Conv2d:

@@ -43,6 +43,25 @@ def test_every_parameter_moves_by_the_third_step():
     assert not still
 
 
+def test_an_open_entrance_says_nothing_at_first_and_learns_of_the_user_at_the_second_step():
+    unet = small_unet(16).requires_grad_(False)
+    pan = PersonalAdaptiveNetwork.from_unet(unet, CARDINALITIES, cross_norm=True, enter_gain=0.5)
+    assert torch.equal(pan.enter.weight[..., 0, 0], 0.5 * torch.eye(len(pan.enter.bias)))
+    z, t, context = inputs(16)
+    users = torch.tensor([[1, 2, 8], [2, 1, 4], [3, 1, 5]])
+    encoded = encode(unet, z, t, context)
+    optimiser = torch.optim.SGD(pan.parameters(), lr=1e-2)
+    target = torch.randn(z.shape, generator=torch.Generator().manual_seed(4))
+    told = decode(unet, encoded, pan(z, t, context, pan.user_map(users)))
+    assert torch.equal(told, decode(unet, encoded))
+    (told - target).square().mean().backward()
+    assert not pan.to_map.weight.grad.any()
+    optimiser.step()
+    (decode(unet, encoded, pan(z, t, context, pan.user_map(users))) - target).square().mean().backward()
+    assert pan.to_map.weight.grad.any()
+    assert pan.user.embedding.table.weight.grad.any()
+
+
 def test_the_user_steers_once_trained_and_only_then():
     unet = small_unet()
     pan = PersonalAdaptiveNetwork.from_unet(unet, CARDINALITIES)
