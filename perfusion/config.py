@@ -264,6 +264,7 @@ class GeneratorConfig(PreferenceConfig):
     )
     reduction: Literal["sum", "mean_pos"] = Field("sum", description="over a group's picked pictures")
     embedding_dim: Count = Field(16, description="width of each feature embedding")
+    embedding_std: Positive = Field(0.3, description="standard deviation of the initial embeddings")
     cross_layers: Count = Field(3, description="layers of the cross network (Eq. 2)")
     cross_norm: bool = Field(False, description="LayerNorm on the cross network's output; off in the paper")
     enter_gain: float = Field(

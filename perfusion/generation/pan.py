@@ -38,7 +38,7 @@ class PersonalAdaptiveNetwork(ModelMixin, ConfigMixin):
     Args:
         unet: config of the U-Net it steers.
         cardinalities: ids per user feature, the unknown id 0 included.
-        embedding_dim: width of each feature embedding.
+        embedding_dim, embedding_std: width of each feature embedding, and standard deviation of its initial values.
         cross_layers: layers of the cross network (Eq. 2).
         cross_norm: LayerNorm on its output; the paper has none.
         min_timestep: below this noise level the network says nothing and need not be run; 0 in the paper.
@@ -53,6 +53,7 @@ class PersonalAdaptiveNetwork(ModelMixin, ConfigMixin):
         unet: Mapping[str, Any],
         cardinalities: Sequence[int],
         embedding_dim: int = 16,
+        embedding_std: float = 0.3,
         cross_layers: int = 3,
         cross_norm: bool = False,
         min_timestep: int = 0,
@@ -65,7 +66,7 @@ class PersonalAdaptiveNetwork(ModelMixin, ConfigMixin):
         channels = copy.config.in_channels
         height, width = (size, size) if isinstance(size, int) else size
         self.latent_shape = (channels, height, width)
-        self.user = UserEncoder(cardinalities, embedding_dim, cross_layers, cross_norm)
+        self.user = UserEncoder(cardinalities, embedding_dim, cross_layers, cross_norm, embedding_std)
         self.to_map = nn.Linear(self.user.width, channels * height * width)
         self.enter = _scaled_identity(nn.Conv2d(channels, channels, 1), enter_gain)
         self.time_proj, self.time_embedding = copy.time_proj, copy.time_embedding
@@ -135,8 +136,7 @@ def skip_channels(unet: UNet2DConditionModel) -> list[int]:
 
 
 def _scaled_identity(module: nn.Conv2d, gain: float) -> nn.Conv2d:
-    nn.init.dirac_(module.weight)
-    nn.init.zeros_(module.bias)
+    nn.init.dirac_(_zero(module).weight)
     module.weight.data.mul_(gain)
     return module
 

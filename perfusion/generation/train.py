@@ -15,9 +15,9 @@ that is off by default (tiny networks, minutes of training, a twin that predicts
 
 * beta follows the signal-to-noise ratio and unpicked pictures are clamped: a constant beta never moves the colours,
   which are decided near pure noise, and unclamped losers saturate every picture.
-* A user path that is open from the start (`enter_gain`), a norm on the cross network and a faster user path: without
-  them every user gets the same pictures. The gain must be judged against a wrong user, not against the base: what
-  everybody likes is learned first, here by the DPO backbone.
+* Small first embeddings, a user path that is open from the start (`enter_gain`), a norm on the cross network and a
+  faster user path: without them every user gets the same pictures. The gain must be judged against a wrong user, not
+  against the base: what everybody likes is learned first, here by the DPO backbone.
 * Noise levels are drawn where pictures are decided. Training mostly at the very last level is cheap, but
   the copied blocks have learned to ignore their input there, and the user enters through that input.
 """
@@ -188,8 +188,9 @@ def build_pan(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator_for(run.seed, run.name, "init").initial_seed())
         return PersonalAdaptiveNetwork.from_unet(
-            unet, table.encoder.cardinalities, embedding_dim=config.embedding_dim, cross_layers=config.cross_layers,
-            cross_norm=config.cross_norm, min_timestep=config.min_timestep, enter_gain=config.enter_gain,
+            unet, table.encoder.cardinalities, embedding_dim=config.embedding_dim, embedding_std=config.embedding_std,
+            cross_layers=config.cross_layers, cross_norm=config.cross_norm, min_timestep=config.min_timestep,
+            enter_gain=config.enter_gain,
         ).train()  # fmt: skip
 
 

@@ -25,7 +25,9 @@ class UserEncoder(nn.Module):
         embedding_dim: width of each feature's vector.
         cross_layers: crossings.
         cross_norm: LayerNorm on the crossing's output.
-        embedding_std: standard deviation of the initial embeddings.
+        embedding_std: standard deviation of the initial embeddings. As long as biases are zero, crossing multiplies u_0
+            by one number, the product over layers of 1 + u_0^T w_l. With embeddings of standard deviation 1 it is
+            negative for about a third of the users, and users who resemble each other start on opposite sides.
     """
 
     def __init__(

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from perfusion.config import GeneratorConfig
 from perfusion.errors import DataError
 from perfusion.nn import AdaptiveNetwork, CrossNetwork, FeatureEmbedding, PersonalPlugIn, UserEncoder, cross_layer
 from perfusion.reward import (
@@ -58,6 +59,22 @@ def test_eq2_each_layer_adds_one_polynomial_degree():
         differences = differences.diff()
     assert abs(differences[0].item()) > 1e-6  # degree 4 = layers + 1 is there
     assert abs(differences.diff()[0].item()) < 1e-10  # and no degree 5
+
+
+def users_turned_round(std: float, count: int = 1000) -> float:
+    """Share of users whom a fresh crossing multiplies by a negative number."""
+    encoder = UserEncoder([20] * 6, embedding_dim=16, cross_layers=3, embedding_std=std)
+    with torch.no_grad():
+        u_0 = encoder.embedding(torch.randint(1, 20, (count, 6)))
+        factor = (1 + u_0 @ encoder.crossing.weight.T).prod(1)  # u_{l+1} = u_0 (u_l . w_l) + u_l while b is 0
+        torch.testing.assert_close(encoder.crossing(u_0), factor[:, None] * u_0)
+    return float((factor < 0).double().mean())
+
+
+def test_eq2_small_first_embeddings_leave_users_who_resemble_each_other_on_one_side():
+    torch.manual_seed(0)
+    assert max(users_turned_round(GeneratorConfig.model_fields["embedding_std"].default) for _ in range(10)) < 0.02
+    assert sum(users_turned_round(1.0) for _ in range(10)) / 10 > 0.2
 
 
 def test_embeddings_stand_side_by_side_and_unknown_says_nothing():
