@@ -103,10 +103,11 @@ def after_run(place: Place, reference: Mapping[str, str], before: State, moves: 
         wrong.append(f"champions moved {now.committed - before.committed} times, expected {moves}")
     made = yaml.safe_load(workspace.dvc_lock.read_text())["stages"]
     for name, version in now.champions.items():
-        content = str(made[name.removeprefix(f"{FAMILY}-")]["outs"][0]["md5"])
         if version is None:
             wrong.append(f"{name}: no champion")
-        elif registry.client.get_model_version(name, str(version)).tags.get(CONTENT) != content:
+            continue
+        content = str(made[name.removeprefix(f"{FAMILY}-")]["outs"][0]["md5"])
+        if registry.client.get_model_version(name, str(version)).tags.get(CONTENT) != content:
             wrong.append(f"{name}: champion {version} was not made from this run's model")
     return [*wrong, *_still_running(place)]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.kills.check import after_kill, fingerprint, state_of
+from benchmarks.kills.check import after_kill, after_run, fingerprint, state_of
 from benchmarks.kills.place import Place, make_place
 from benchmarks.kills.plan import OWN_STEPS, TARGETS, plan
 from benchmarks.kills.run import MARK, STEPS, FlowRun, await_step, begin
@@ -68,12 +68,18 @@ def test_a_run_killed_while_it_trains_leaves_nobody_and_the_next_one_ends_with_t
 
     reference, before = fingerprint(workspace), state_of(place)
     assert after_kill(place, reference, before) == []
+    nobody = {"kills-reward: no champion", "kills-generator: no champion"}
+    assert set(after_run(place, reference, before, moves=0)) == nobody, "a refused run promotes nothing"
     torn = workspace.split / "groups.parquet"
     half = torn.read_bytes()[:1000]
     torn.unlink()  # it may be a link into DVC's cache
     torn.write_bytes(half)
     problems = after_kill(place, reference, before)
     assert {problem.split(":")[0] for problem in problems} == {"work/split", "split/groups.parquet"}
+    told = set(after_run(place, {**reference, "work/reward": "another"}, before, moves=1)) - nobody
+    assert {problem.split(":")[0] for problem in told} == {
+        "work/split", "split/groups.parquet", "work/reward", "champions moved 0 times, expected 1",
+    }  # fmt: skip
 
 
 def test_who_outlives_a_run_is_found_by_its_mark_wherever_it_went(tmp_path: Path) -> None:
