@@ -135,9 +135,9 @@ RANKED: dict[str, Ranked] = {
 
 DRAWN: dict[str, Drawn] = {
     "base": Drawn("SD1.5", arm="base"),
-    "sft": Drawn("SFT", "sft", arm="sft", once=True),
-    "spo": Drawn("SPO", "spo", once=True),
-    "dpo": Drawn("DPO", "dpo", arm="dpo", once=True),
+    "sft": Drawn("SFT", "sft", arm="sft"),
+    "spo": Drawn("SPO", "spo"),
+    "dpo": Drawn("DPO", "dpo", arm="dpo"),
     "pmg": Drawn("PMG", "pmg", once=True),
     "perfusion": Drawn("PerFusion", "generator", arm="perfusion"),
     "wo_pan": Drawn("PF w/o PAN", "generator", {"pan": False}),
