@@ -30,7 +30,9 @@ def build(trained: bool) -> PerFusionPipeline:
     unet = build_unet(SMALL, 16)
     encoder = FeatureEncoder.fit(pd.DataFrame({"user_id": ["a", "b"], "style": ["x", "y"]}))
     codec, text_encoder = PatchCodec(4, 4, 8, 1), build_text_encoder(tokenizer, SMALL.text)
-    pan = PersonalAdaptiveNetwork.from_unet(unet, encoder.cardinalities, embedding_dim=4, min_timestep=300)
+    pan = PersonalAdaptiveNetwork.from_unet(
+        unet, encoder.cardinalities, embedding_dim=4, embedding_std=1.0, min_timestep=300
+    )  # untrained users, well apart
     if trained:
         for conv in (pan.enter, pan.leave_mid, *pan.leave):
             torch.nn.init.normal_(conv.weight, std=0.5)
