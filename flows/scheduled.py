@@ -11,15 +11,19 @@ import os
 import subprocess
 import sys
 from collections import deque
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from prefect import flow, get_run_logger
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State
+from prefect.exceptions import ObjectNotFound
 from prefect.flows import Flow
 from prefect.runtime import flow_run as this_run
-from prefect.states import Cancelled, Completed
+from prefect.states import Cancelled, Completed, Crashed
 
 from flows.outcome import Outcome
 from flows.webhook import ADDRESS, announce
@@ -34,6 +38,7 @@ __all__ = ["scheduled"]
 
 TOLD = ("failed", "refused")  # outcomes of which the webhook hears
 PIPED: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "bufsize": 1}
+CUT_OFF = "its process was killed and could not say how it ended; noticed at the next tick"
 TAIL = 12  # lines of a run that ended without saying how
 
 
@@ -41,6 +46,24 @@ def tell_of_crash(flow: Flow[Any, Any], run: FlowRun, state: State[Any]) -> None
     """The flow's own process was killed and tells nothing; whoever started it runs this."""
     schedule = str(run.parameters.get("schedule", "nightly"))
     announce(_message(schedule, "crashed", (str(state.message),), flow_run=str(run.id)))
+
+
+def tell_of_killed(place: SchedulePlace) -> None:
+    """Say of the run before that it crashed, where it was killed together with whoever had started it and nobody has.
+
+    A machine that loses its power is such a case: Prefect goes on showing the run as Running.
+    """
+    run = place.unended()
+    if run is None:
+        return
+    state = None
+    with suppress(ObjectNotFound), get_client(sync_client=True) as client:  # not found: another server's run
+        state = client.read_flow_run(UUID(run)).state
+        if state is not None and not state.is_final():
+            client.set_flow_run_state(run, Crashed(message=CUT_OFF))
+    record_tick(place.ticks, None, "crashed", (f"flow run {run}: {CUT_OFF}",), None)
+    if state is None or not state.is_final():
+        announce(_message(place.name, "crashed", (CUT_OFF,), flow_run=run))
 
 
 @flow(
@@ -63,7 +86,9 @@ def scheduled(
     try:
         place = SchedulePlace(REPOSITORY, schedule)
         with place.held():
-            return _tick(place, branch, params, data, force)
+            tell_of_killed(place)
+            with place.noted(str(this_run.id)):
+                return _tick(place, branch, params, data, force)
     except WorkspaceBusyError as error:
         return Cancelled(message=str(error))
     except PerFusionError as error:

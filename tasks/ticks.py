@@ -55,6 +55,17 @@ def last_settled(ticks: Path) -> dict[str, Any] | None:
     return next((tick for tick in reversed(read_log(ticks)) if tick["outcome"] in SETTLED), None)
 
 
-def record_tick(ticks: Path, inputs: Inputs, outcome: str, reasons: tuple[str, ...], run_id: str | None) -> None:
-    """Append what became of a tick, with the time, to the schedule's log: one JSON object a line."""
-    append_record(ticks, inputs=asdict(inputs), outcome=outcome, reasons=list(reasons), run_id=run_id)
+def record_tick(
+    ticks: Path, inputs: Inputs | None, outcome: str, reasons: tuple[str, ...], run_id: str | None
+) -> None:  # fmt: skip
+    """Append what became of a tick, with the time, to the schedule's log: one JSON object a line.
+
+    Args:
+        ticks: the log.
+        inputs: None where the run was killed and its inputs are not known.
+        outcome: promoted, unchanged, refused, failed, crashed or nothing-new.
+        reasons: why.
+        run_id: of MLflow.
+    """
+    made_from = None if inputs is None else asdict(inputs)
+    append_record(ticks, inputs=made_from, outcome=outcome, reasons=list(reasons), run_id=run_id)

@@ -4,6 +4,7 @@
         checkout/      the worktree of the run's commit; there while a run goes on
         kept/          data, work and dvc.lock: moved into the worktree when a run begins, and back when it ends
         ticks.jsonl    what became of every tick
+        going          the flow run that goes on; still there after one that was killed
         lock
 
 The worktree has the commit's code and parameters, whatever lies about in the user's own checkout; what is moved in has
@@ -24,6 +25,7 @@ from pathlib import Path
 
 import filelock
 
+from perfusion.checkpoint import atomic_write
 from perfusion.errors import ConfigError, PerFusionError
 from tasks.workspace import WorkspaceBusyError, link_to
 
@@ -87,6 +89,23 @@ class SchedulePlace:
             yield
         finally:
             lock.release()
+
+    def unended(self) -> str | None:
+        """The run that began and never came to its end, because it was killed. For the holder of the schedule only."""
+        return self._going.read_text() if self._going.exists() else None
+
+    @contextmanager
+    def noted(self, run: str) -> Iterator[None]:
+        """Note that a run goes on, until the block ends."""
+        atomic_write(self._going, run.encode())
+        try:
+            yield
+        finally:
+            self._going.unlink(missing_ok=True)
+
+    @property
+    def _going(self) -> Path:
+        return self.root / "going"
 
     @contextmanager
     def checkout(self, commit: str) -> Iterator[Path]:

@@ -10,16 +10,19 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any
+from uuid import UUID, uuid4
 
 import pytest
 from checkout import commit, make_checkout
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
-from prefect.states import Failed
+from prefect.states import Crashed, Failed, Running
 
 from flows import scheduled as module
 from flows import webhook
 from flows.cli_run import tick_parameters
 from flows.outcome import Outcome
+from flows.scheduled import CUT_OFF
 from perfusion.errors import PerFusionError
 from perfusion.world.marketplace import write_marketplace
 from tasks.dataset import content_of
@@ -148,6 +151,40 @@ def test_a_tick_gives_way_to_a_run_that_goes_on(
     assert state.is_cancelled()
     assert "still going on" in str(state.message)
     assert (retraining.runs, retraining.told) == (0, [])
+
+
+@pytest.mark.slow
+def test_a_run_killed_with_whoever_started_it_is_told_of_at_the_next_tick(
+    repository: Path, retraining: Retraining, prefect_server: None
+) -> None:
+    """No process of it lives that could say so; what is left is its note, and Prefect's word that it is running."""
+    place = SchedulePlace(repository, "nightly")
+    assert tick().name == "Refused"
+    retraining.told.clear()
+    with get_client(sync_client=True) as client:
+
+        def run_of(state: State[Any]) -> str:
+            return str(client.create_flow_run(module.scheduled, state=state).id)
+
+        left, told_already, elsewhere = run_of(Running()), run_of(Crashed(message="out of memory")), str(uuid4())
+        for run in (left, told_already, elsewhere):
+            with pytest.raises(KeyError), place.noted(run):
+                raise KeyError
+            assert place.unended() is None, "a run that ends by an error ends"
+            (place.root / "going").write_text(run)
+            assert tick().name == "NothingNew"
+            assert place.unended() is None
+        said = client.read_flow_run(UUID(left)).state
+        assert said is not None
+        assert (said.name, said.message) == ("Crashed", CUT_OFF)
+        kept = client.read_flow_run(UUID(told_already)).state
+        assert kept is not None
+        assert kept.message == "out of memory"
+    assert [(told["flow_run"], told["outcome"]) for told in retraining.told] == [
+        (left, "crashed"), (elsewhere, "crashed")
+    ]  # fmt: skip
+    outcomes = [entry["outcome"] for entry in read_log(place.ticks)]
+    assert outcomes == ["refused", *(["crashed", "nothing-new"] * 3)]
 
 
 @pytest.fixture
