@@ -1,4 +1,4 @@
-"""Model folders that somebody else wrote: tensors and settings are read, and no code of theirs is run.
+"""Model folders: what somebody else wrote is read without running code of theirs, what is written tells of no call.
 
 Weights are safetensors, or torch's format read by its restricted reader, which builds tensors and plain values alone.
 What the libraries raise for a file that is broken or asks for more becomes one error with place and remedy.
@@ -11,14 +11,17 @@ import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
 from perfusion.errors import PerFusionError, WeightsError
 from perfusion.paths import escaping_link
 
-__all__ = ["UNREADABLE", "check_model_folder", "first_line", "reading"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["UNREADABLE", "check_model_folder", "first_line", "forget_calls", "reading"]
 
 #: What torch, safetensors, transformers and diffusers raise for a file that is absent, broken or not to be trusted.
 UNREADABLE = (
@@ -74,3 +77,15 @@ def reading(what: str, remedy: str) -> Iterator[None]:
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, at most 300 characters of it; the error's name where it has none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
+
+
+def forget_calls(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Undo what the last call left in a tokenizer, to be asked before it is saved.
+
+    A fast tokenizer keeps the padding and truncation of its last call, and writes them. One that was never called, as
+    in a training that is resumed after its last step, would give other bytes. Every call here says what it wants.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)  # None: one in Python, which keeps nothing
+    if backend is not None:
+        backend.no_padding()
+        backend.no_truncation()

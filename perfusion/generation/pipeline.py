@@ -27,7 +27,7 @@ from perfusion.generation.denoiser import Denoiser, Shortcuts, Unconditional
 from perfusion.generation.pan import PersonalAdaptiveNetwork
 from perfusion.generation.samplers import build_sampler
 from perfusion.generation.text import embed_prompts
-from perfusion.model_folder import check_model_folder, reading
+from perfusion.model_folder import check_model_folder, forget_calls, reading
 
 __all__ = ["PerFusionPipeline", "PerFusionPipelineOutput"]
 
@@ -81,6 +81,7 @@ class PerFusionPipeline(DiffusionPipeline):
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
         """Write every part, the defaults and the feature encoder under `save_directory`."""
+        forget_calls(self.tokenizer)
         super().save_pretrained(save_directory, *args, **kwargs)
         if self.features is not None:
             self.features.save(Path(save_directory) / FEATURES_FILE)

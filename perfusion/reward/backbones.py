@@ -21,6 +21,7 @@ from torch.nn import functional
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from perfusion.errors import ConfigError
+from perfusion.model_folder import forget_calls
 from perfusion.reward.losses import cosine_similarity
 
 __all__ = ["VARIANTS", "Backbone", "PicturePreparation", "PlugIns", "Told", "TwoTowers", "nobody"]
@@ -168,6 +169,7 @@ class Backbone(ABC):
     def save(self, folder: Path) -> None:
         """Write what `load_backbone` reads: weights, config, tokenizer and image processor."""
         self.model.save_pretrained(folder)
+        forget_calls(self.tokenizer)
         self.tokenizer.save_pretrained(folder)
         self.processor.save_pretrained(folder)
 

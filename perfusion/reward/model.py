@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, BatchEnc
 from perfusion.config import RewardConfig
 from perfusion.data import FeatureEncoder
 from perfusion.errors import ConfigError, DataError, WeightsError
-from perfusion.model_folder import check_model_folder, reading
+from perfusion.model_folder import check_model_folder, forget_calls, reading
 from perfusion.nn import AdaptiveNetwork, CrossNetwork, FeatureEmbedding, PersonalPlugIn, UserEncoder
 from perfusion.nn.injection import make_injectable
 from perfusion.reward.backbones import VARIANTS, Backbone, Told, TwoTowers
@@ -316,6 +316,7 @@ class PerFusionRM(PreTrainedModel):
         super().save_pretrained(save_directory, **kwargs)
         folder = Path(save_directory)
         if self.tokenizer is not None:
+            forget_calls(self.tokenizer)
             self.tokenizer.save_pretrained(folder)
             self.processor.save_pretrained(folder)
         if self.encoder is not None:

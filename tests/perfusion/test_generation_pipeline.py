@@ -117,6 +117,16 @@ def test_saved_it_loads_and_draws_the_same_in_a_clean_process_elsewhere(tmp_path
     assert torch.allclose(torch.load(tmp_path / "out.pt", weights_only=True), expected, atol=1e-5)
 
 
+def test_files_tell_nothing_of_what_was_asked_before(tmp_path):
+    pipe = build(trained=True)
+    written = []
+    for _ in range(2):
+        pipe.save_pretrained(tmp_path)
+        written.append({file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()})
+        draw(pipe, "dress", A)
+    assert written[0] == written[1]
+
+
 def test_the_order_of_a_prompts_phrases_is_only_words_to_the_tokenizer():
     tokenizer = build_tokenizer(["dress", "long sleeves"], 8)
     assert tokenizer("Dress,  long sleeves").input_ids == tokenizer("dress long sleeves").input_ids

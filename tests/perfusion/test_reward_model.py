@@ -42,6 +42,11 @@ def build(backbone: Backbone, encoder: FeatureEncoder, **changes: object) -> Per
     return PerFusionRM.from_backbone(backbone, encoder.cardinalities, config, encoder).eval()
 
 
+def content(folder: Path) -> dict[str, bytes]:
+    files = (file for file in folder.rglob("*") if file.is_file())
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
+
+
 def awaken(model: PerFusionRM) -> PerFusionRM:
     """Give the zero last layers values, as training would."""
     torch.manual_seed(2)
@@ -200,6 +205,18 @@ def test_saved_and_loaded_scores_the_same(backbone: Backbone, encoder: FeatureEn
     assert torch.equal(again.score(PROMPTS, pixels(), USERS), expected)
     assert not any(p.requires_grad for p in again.backbone.parameters())
     assert again.encoder == encoder
+
+
+def test_files_tell_nothing_of_what_was_asked_before(backbone: Backbone, encoder: FeatureEncoder, tmp_path: Path):
+    """Else a training that is resumed after its last step, and asks nothing more, would write other bytes."""
+    model = build(backbone, encoder)
+    for asked in ("nothing", "prompts"):
+        if asked == "prompts":
+            backbone.tokens(PROMPTS)
+            model.score(PROMPTS, pixels(), USERS)
+        backbone.save(tmp_path / asked / "clip")
+        model.save_pretrained(tmp_path / asked / "model")
+    assert content(tmp_path / "nothing") == content(tmp_path / "prompts")
 
 
 def test_loads_in_a_clean_process_from_another_folder(backbone: Backbone, encoder: FeatureEncoder, tmp_path: Path):
