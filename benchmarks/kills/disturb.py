@@ -82,7 +82,7 @@ def _disturb(siege: Siege, name: str, what: Disturbance) -> Disturbed:
     before = siege.prepare(what.step)
     began = time.monotonic()
     with ExitStack() as filled:
-        if what.on_small_disk:
+        if name in FREE_KIB:
             filled.enter_context(_full(siege.place.root, FREE_KIB[name] * KIB))
         run = begin(siege.place, None if what.own_server else siege.server.address, any_disk=True)
         try:
@@ -100,6 +100,13 @@ def _disturb(siege: Siege, name: str, what: Disturbance) -> Disturbed:
 
 def _nothing(siege: Siege, run: FlowRun) -> None:
     pass
+
+
+def _fill_disk(siege: Siege, run: FlowRun) -> None:
+    """Fill the disk when the stage's process is there, until the run has ended."""
+    await_step(run, "encode", PATIENCE, "trainer")
+    with _full(siege.place.root, 0):
+        run.wait(ENDS)
 
 
 def _lock_store(siege: Siege, run: FlowRun) -> None:
@@ -138,10 +145,10 @@ def _kill_server(siege: Siege, run: FlowRun) -> None:
 
 
 #: KiB left on the disk when the run begins.
-FREE_KIB = {"disk full at the start": 0, "disk full in a stage": 400, "disk full while registering": 3000}
+FREE_KIB = {"disk full at the start": 0, "disk full while registering": 3000}
 DISTURBANCES = {
     "disk full at the start": Disturbance("reward", _nothing, on_small_disk=True),
-    "disk full in a stage": Disturbance("encode", _nothing, on_small_disk=True),
+    "disk full in a stage": Disturbance("encode", _fill_disk, on_small_disk=True),
     "disk full while registering": Disturbance("register", _nothing, on_small_disk=True),
     "MLflow's database locked for a minute": Disturbance("reward", _lock_store),
     "MLflow's database gone for a minute": Disturbance("reward", _move_store),
