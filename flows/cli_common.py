@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from prefect.client.schemas.objects import State
     from rich.table import Table
 
     from tasks.registry import Registry
@@ -24,6 +25,7 @@ __all__ = [
     "open_store",
     "print_json",
     "print_table",
+    "run_flow",
     "shown",
     "threaded_workspace",
     "unwrapped",
@@ -86,6 +88,41 @@ def open_store(workspace: Workspace) -> tuple[Registry, str]:
         raise GateError(f"{workspace.mlruns}: no model was ever registered here; `perfusion retrain` makes the first")
     require_answer(workspace.tracking_uri)
     return open_registry(workspace.tracking_uri, workspace.mlruns), workspace.params().name
+
+
+def run_flow(flow: Callable[..., Any], *given: Any, **named: Any) -> State[Any]:
+    """Run a flow of Prefect's in this process; SIGTERM ends it promptly.
+
+    Raises:
+        PerFusionError: it failed, or Prefect's server went away and did not come back.
+    """
+    import httpx
+
+    from flows.termination import end_promptly
+    from perfusion.errors import PerFusionError
+
+    end_promptly()
+    try:
+        state: State[Any] = flow(*given, **named, return_state=True)
+    except httpx.TransportError as error:
+        raise _server_gone(str(error)) from error
+    if not state.is_final():
+        raise _server_gone(f"the last that it took of the run is {state.name}")
+    if state.is_failed() or state.is_crashed():
+        raise PerFusionError(state.message or "the flow failed without a message")
+    return state
+
+
+def _server_gone(why: str) -> Exception:
+    from prefect.settings import PREFECT_API_URL
+
+    from perfusion.errors import PerFusionError
+
+    return PerFusionError(
+        f"{PREFECT_API_URL.value()}: Prefect's server went away and did not come back ({why})\n"
+        "remedy: run the same command again, what has finished is kept; if the server is yours (PREFECT_API_URL), see"
+        " that it runs"
+    )
 
 
 def help_text(command: Callable[..., None]) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.cli_common import AsJson, WorkspaceOption, find_workspace, open_store, print_json
+from flows.cli_common import AsJson, WorkspaceOption, find_workspace, open_store, print_json, run_flow
 
 __all__ = ["COMMANDS", "monitor"]
 
@@ -50,18 +50,13 @@ def monitor(
     place = find_workspace(workspace)
     open_store(place)
     from flows.server import start_server
-    from flows.termination import end_promptly
-    from perfusion.errors import PerFusionError
 
     ready = start_server()
     from flows.monitor import monitor as flow
 
     ready()
-    end_promptly()
     paths = (str(path.resolve()) if path is not None else None for path in (data, outcomes, reference))
-    state = flow(*paths, str(place.root), str(place.mlruns), treated, control, return_state=True)
-    if state.is_failed() or state.is_crashed():
-        raise PerFusionError(state.message or "the flow failed without a message")
+    run_flow(flow, *paths, str(place.root), str(place.mlruns), treated, control)
     found = json.loads(place.watched.read_text())
     if as_json:
         print_json(found)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli_common import WorkspaceOption, find_workspace
+from flows.cli_common import WorkspaceOption, find_workspace, run_flow
 
 __all__ = ["COMMANDS", "retrain", "schedule", "stage", "tick_parameters"]
 
@@ -46,8 +46,6 @@ def retrain(
       perfusion retrain --no-push
     """
     from flows.server import start_server
-    from flows.termination import end_promptly
-    from perfusion.errors import PerFusionError
     from tasks.workspace import prepare_workspace
 
     prepare_workspace(params, data, workspace, mlruns)  # a mistake is told before Prefect takes its seconds to start
@@ -55,11 +53,8 @@ def retrain(
     from flows.retrain import retrain as flow
 
     ready()
-    end_promptly()
     given = (str(path) if path is not None else None for path in (params, data, workspace, mlruns))
-    state = flow(*given, push=push, return_state=True)
-    if state.is_failed() or state.is_crashed():
-        raise PerFusionError(state.message or "the flow failed without a message")
+    state = run_flow(flow, *given, push=push)
     typer.echo(f"{state.name}: {state.message}")
 
 

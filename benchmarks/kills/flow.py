@@ -10,13 +10,14 @@ from __future__ import annotations
 import sys
 
 from flows import server
+from flows.cli_common import run_flow
 from flows.environment import quieten
-from flows.termination import end_promptly
+from perfusion.errors import PerFusionError
 from tasks.workspace import REPOSITORY
 
 
 def main(places: list[str], any_disk: bool) -> int:
-    """Run the flow to its end; 0 unless it failed."""
+    """Run the flow to its end; 2 when it failed."""
     quieten(REPOSITORY)
     server.PATIENCE = 3600.0  # several runs at a time on a busy machine
     ready = server.start_server()
@@ -32,10 +33,13 @@ def main(places: list[str], any_disk: bool) -> int:
     if any_disk:
         module.require_disk = lambda workspace, least_mib=0: None
     ready()
-    end_promptly()
-    state = module.retrain(*places, return_state=True)
+    try:
+        state = run_flow(module.retrain, *places)
+    except PerFusionError as error:
+        print(f"error: {error}", flush=True)
+        return 2
     print(f"{state.name}: {state.message}", flush=True)
-    return int(state.is_failed() or state.is_crashed())
+    return 0
 
 
 if __name__ == "__main__":

@@ -42,6 +42,28 @@ try:
 except PerFusionError as error:
     print(error)
 """
+DESERTED = """
+import psutil
+from flows.cli_common import run_flow
+from flows.environment import quieten
+from flows.server import start_server
+from perfusion.errors import PerFusionError
+from tasks.workspace import REPOSITORY
+quieten(REPOSITORY)
+ready = start_server()
+from prefect import flow
+ready()
+
+@flow
+def deserted():
+    (server,) = psutil.Process().children()
+    server.kill()
+
+try:
+    run_flow(deserted)
+except PerFusionError as error:
+    print(error)
+"""
 RETRAIN = """
 import sys
 from flows.environment import quieten
@@ -93,6 +115,16 @@ def test_a_server_that_cannot_start_is_told_of() -> None:
         said, _ = run.communicate()
     assert "Prefect's server did not start" in said
     assert "remedy: " in said
+
+
+@pytest.mark.slow
+def test_a_server_that_goes_away_for_good_is_told_of(tmp_path: Path) -> None:
+    settings = {"PREFECT_HOME": str(tmp_path), "PREFECT_CLIENT_MAX_RETRIES": "0"}  # else minutes of asking again
+    with _start(DESERTED, **settings) as run:
+        said, _ = run.communicate()
+    assert "Prefect's server went away and did not come back (" in said
+    assert "http://127.0.0.1:" in said
+    assert "remedy: run the same command again" in said
 
 
 @pytest.mark.slow
