@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from perfusion.errors import ConfigError
+from perfusion.seeding import repeatable
 
 if TYPE_CHECKING:
     from perfusion.config import ComputeConfig
@@ -79,6 +80,10 @@ class Compute:
             return found.float() if isinstance(found, Tensor) else (found[0].float(), found[1].float())
 
         return call
+
+    def repeatable(self) -> AbstractContextManager:
+        """Losses and their backward passes run in this: on a CPU they have the same bits every time."""
+        return repeatable() if self.device.type == "cpu" else nullcontext()
 
     def scaler(self) -> torch.amp.GradScaler:
         """Scales losses so that float16 gradients do not vanish; for other precisions it changes nothing."""

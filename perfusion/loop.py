@@ -125,7 +125,8 @@ def train(
     trainable = [p for module in modules.values() for p in module.parameters() if p.requires_grad]
     optimisers = build_optimisers(trainable, config, groups)
     base_rates = [group["lr"] for optimiser in optimisers for group in optimiser.param_groups]
-    scaler = Compute(run.compute).scaler()
+    compute = Compute(run.compute)
+    scaler = compute.scaler()
     state_file = run.state_dir / f"{run.name}.pt" if run.state_dir is not None else None
     start, metrics = _resume(state_file, run, modules, optimisers, scaler, ema)
     run.processes.start_alike(start, [*modules.values(), *(ema or {}).values()], state_file)
@@ -143,13 +144,14 @@ def train(
         told = []
         for micro in run.processes.mine(config.accumulate):
             seed_step(run.seed, run.name, step, micro)
-            loss, found = objective(step * config.accumulate + micro)
-            if not torch.isfinite(loss):
-                raise DivergenceError(
-                    f"{run.name}: loss is {loss.item()} at step {step}; "
-                    f"lower {run.name}.optimiser.lr (now {config.lr:g})"
-                )
-            scaler.scale(loss / config.accumulate).backward()
+            with compute.repeatable():
+                loss, found = objective(step * config.accumulate + micro)
+                if not torch.isfinite(loss):
+                    raise DivergenceError(
+                        f"{run.name}: loss is {loss.item()} at step {step}; "
+                        f"lower {run.name}.optimiser.lr (now {config.lr:g})"
+                    )
+                scaler.scale(loss / config.accumulate).backward()
             told.append((micro, {"loss": loss.item(), **found}))
         run.processes.add_up(trainable)
         for metrics in run.processes.gather(told):

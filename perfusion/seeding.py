@@ -1,4 +1,4 @@
-"""Randomness as a function of names: the same (seed, path) gives the same stream, whatever ran before it.
+"""The same bits again: randomness as a function of names, whatever ran before it, and sums in one order.
 
 No generator is carried from step to step, so that a resumed run needs no random state to continue bit for bit.
 """
@@ -6,12 +6,14 @@ No generator is carried from step to step, so that a resumed run needs no random
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["derive_seed", "generator_for", "seed_step"]
+__all__ = ["derive_seed", "generator_for", "repeatable", "seed_step"]
 
 
 def derive_seed(seed: int, *path: object) -> int:
@@ -32,3 +34,23 @@ def seed_step(seed: int, *path: object) -> None:
     import torch
 
     torch.manual_seed(derive_seed(seed, *path))
+
+
+@contextmanager
+def repeatable() -> Iterator[None]:
+    """Inside, everything on a CPU is summed in one order, however its threads are scheduled.
+
+    Otherwise torch adds up the gradient of `x[rows]`, where a row is taken more than once, as its threads come, and two
+    trainings part in their last bits. For CPUs: on CUDA it would refuse operations that have no such order.
+    """
+    import torch
+
+    utils, before = torch.utils.deterministic, torch.are_deterministic_algorithms_enabled()
+    filled = utils.fill_uninitialized_memory  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(True)
+    utils.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time and says nothing about sums
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        utils.fill_uninitialized_memory = filled  # type: ignore[attr-defined]

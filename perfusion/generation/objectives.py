@@ -114,7 +114,7 @@ def _shared_rows(group: Tensor, shared: Tensor) -> tuple[Tensor, Tensor]:
 def spread_errors(batch: GroupBatch, prediction: Tensor) -> Tensor:
     """Denoising errors by group: predictions (R, C, H, W) -> (B, N), 0 where there is no candidate."""
     errors = torch.zeros(batch.valid.shape, dtype=prediction.dtype, device=prediction.device)
-    return errors.masked_scatter(batch.valid, denoising_error(batch.target, prediction[batch.row]))
+    return errors.masked_scatter(batch.valid, denoising_error(batch.target, prediction.index_select(0, batch.row)))
 
 
 def preference_loss(
@@ -150,7 +150,7 @@ def picked_loss(batch: GroupBatch, policy: Tensor, scheduler: DDIMScheduler, con
     Args:
         policy: (R, C, H, W) predictions.
     """
-    error = denoising_error(batch.target, policy[batch.row])  # (V,)
+    error = denoising_error(batch.target, policy.index_select(0, batch.row))  # (V,)
     return (error_weight(scheduler, batch.t[batch.row], config.weight_floor) * error).mean()
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from perfusion.data.tables import GroupTable
 from perfusion.errors import DataError
+from perfusion.seeding import repeatable
 from perfusion.world.garments import CODES
 from perfusion.world.marketplace import Truth
 from perfusion.world.picking import stated_codes, violations
@@ -174,7 +175,8 @@ def _fit(
         solver.zero_grad()
         penalty = sum((ridge / 2 * weight.square().sum() for ridge, weight in zip(ridges, weights, strict=True)))
         loss = _loss(_score(design, weights), design) + penalty
-        loss.backward()  # type: ignore[union-attr]
+        with repeatable():
+            loss.backward()  # type: ignore[union-attr]
         return loss.item()  # type: ignore[union-attr]
 
     solver.step(closure)
