@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
 from prefect.client.schemas.objects import State
 
-from tasks.workspace import REPOSITORY, Workspace
+from tasks.workspace import REPOSITORY, Workspace, open_workspace
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,11 @@ class Shop:
     workspace: Workspace
     params: Path
     data: Path
+
+    @classmethod
+    def at(cls, place: Path, data: Path) -> Self:
+        """A shop in an empty folder."""
+        return cls(open_workspace(place / "workspace", place / "mlruns"), place / "smoke.yaml", data)
 
     def retrain(self, **changes: Any) -> State[Any]:
         """Run the flow after changing parameters, e.g. `reward={"shuffle_users": True}`."""

@@ -16,7 +16,7 @@ from shop import Shop
 
 from flows.environment import quieten
 from perfusion.world.marketplace import write_marketplace
-from tasks.workspace import REPOSITORY, open_workspace
+from tasks.workspace import REPOSITORY
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -51,9 +51,8 @@ def marketplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def first(marketplace: Path, prefect_server: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Shop, State[Any]]:
-    """A first retraining on the smoke parameters, and how it ended."""
-    place = tmp_path_factory.mktemp("shop")
-    shop = Shop(open_workspace(place / "workspace", place / "mlruns"), place / "smoke.yaml", marketplace)
+    """A first retraining on the smoke parameters, and how it ended. A file that retrains again makes its own."""
+    shop = Shop.at(tmp_path_factory.mktemp("shop"), marketplace)
     return shop, shop.retrain()
 
 
@@ -62,4 +61,4 @@ def empty_shop(marketplace: Path, prefect_server: None, tmp_path: Path) -> Shop:
     """A workspace of its own in which nothing has run, over a copy of the tables; pictures are shared."""
     data = tmp_path / "data"
     shutil.copytree(marketplace, data, copy_function=os.link)
-    return Shop(open_workspace(tmp_path / "workspace", tmp_path / "mlruns"), tmp_path / "smoke.yaml", data)
+    return Shop.at(tmp_path, data)

@@ -7,6 +7,7 @@ import os
 import re
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -29,6 +30,13 @@ pytestmark = pytest.mark.slow
 
 First = tuple[Shop, State[Any]]
 MODELS = ("clip", "diffusion", "dpo", "generator", "pickscore", "reward", "sft")
+
+
+@pytest.fixture(scope="module")
+def first(marketplace: Path, prefect_server: None, tmp_path_factory: pytest.TempPathFactory) -> First:
+    """A first retraining of this file's own, for the tests below retrain there again, in their order."""
+    shop = Shop.at(tmp_path_factory.mktemp("retrained"), marketplace)
+    return shop, shop.retrain()
 
 
 def test_a_first_run_trains_all_and_is_refused_with_reasons(first: First) -> None:
