@@ -42,10 +42,10 @@ CUT_OFF = "its process was killed and could not say how it ended; noticed at the
 TAIL = 12  # lines of a run that ended without saying how
 
 
-def tell_of_crash(flow: Flow[Any, Any], run: FlowRun, state: State[Any]) -> None:
-    """The flow's own process was killed and tells nothing; whoever started it runs this."""
-    schedule = str(run.parameters.get("schedule", "nightly"))
-    announce(_message(schedule, "crashed", (str(state.message),), flow_run=str(run.id)))
+def tell_of_crash(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """The flow's own process was killed and tells nothing; whoever started it runs this, with arguments by name."""
+    schedule = str(flow_run.parameters.get("schedule", "nightly"))
+    announce(_message(schedule, "crashed", (str(state.message),), flow_run=str(flow_run.id)))
 
 
 def tell_of_killed(place: SchedulePlace) -> None:

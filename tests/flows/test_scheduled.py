@@ -15,7 +15,7 @@ from uuid import UUID, uuid4
 import pytest
 from checkout import commit, make_checkout
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import State
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.states import Crashed, Failed, Running
 
 from flows import scheduled as module
@@ -151,6 +151,16 @@ def test_a_tick_gives_way_to_a_run_that_goes_on(
     assert state.is_cancelled()
     assert "still going on" in str(state.message)
     assert (retraining.runs, retraining.told) == (0, [])
+
+
+def test_a_crash_is_told_as_prefect_calls_its_hooks(retraining: Retraining) -> None:
+    """By name, which the drill in tests/flows/test_schedule.py sees a worker do."""
+    run = FlowRun(flow_id=uuid4(), parameters={"schedule": "weekly"})
+    (hook,) = module.scheduled.on_crashed_hooks
+    hook(flow=module.scheduled, flow_run=run, state=Crashed(message="killed"))
+    (told,) = retraining.told
+    assert (told["schedule"], told["outcome"], told["flow_run"]) == ("weekly", "crashed", str(run.id))
+    assert told["reasons"] == ["killed"]
 
 
 @pytest.mark.slow
